@@ -1,0 +1,1 @@
+//! bollard, the only place that names it: containers on one Docker engine.

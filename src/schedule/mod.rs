@@ -1,0 +1,115 @@
+//! PURE. `Scheduler::handle(now, Input) -> Vec<Effect>`: every decision of a run, as a state machine without I/O.
+//!
+//! No clock, no randomness, no channels, no hash order: the same inputs give the same effects. It does not know what a
+//! container is; [`crate::runner`] carries its effects out.
+
+use std::time::Duration;
+
+use crate::event::{AttemptDetails, Outcome, RunEvent, RunSummary};
+use crate::plan::StepIndex;
+
+/// What the outside tells the scheduler.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// The run begins. The first input, once.
+    Start,
+    /// The attempt's process runs: its timeout begins to count.
+    AttemptStarted {
+        /// Step.
+        step: StepIndex,
+        /// Attempt number, from 1.
+        attempt: u32,
+        /// For the event.
+        details: AttemptDetails,
+    },
+    /// The attempt is over.
+    AttemptEnded {
+        /// Step.
+        step: StepIndex,
+        /// Attempt number, from 1.
+        attempt: u32,
+        /// How, after whoever knows better than the exit code was asked.
+        verdict: Verdict,
+    },
+    /// Somebody wants the run to end. Only a worse reason than the present one acts.
+    Cancel {
+        /// How badly.
+        reason: CancelReason,
+    },
+    /// Time has passed; sent at the latest at the moment of the last [`Effect::WakeAt`].
+    Tick,
+}
+
+/// How an attempt ended, as the scheduler has to take it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Whether another attempt makes sense, if the step has retries left.
+    pub may_retry: bool,
+}
+
+/// Why a run ends early, from mild to severe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CancelReason {
+    /// A step failed under `STOP_ON_FAILURE`: nothing new starts, what runs finishes.
+    StopOnFailure,
+    /// A step failed under `FAIL_FAST`: what runs is stopped.
+    FailFast,
+    /// The user asked to stop: what runs is stopped, with its grace.
+    Interrupt,
+    /// The user insists: what runs is killed.
+    Kill,
+    /// The user does not want to wait any longer: return and name what is left.
+    Abandon,
+}
+
+/// How an attempt is to be stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StopForce {
+    /// SIGTERM.
+    Graceful,
+    /// SIGKILL.
+    Kill,
+}
+
+/// What the outside has to do.
+#[derive(Debug, Clone, PartialEq)]
+#[must_use]
+pub enum Effect {
+    /// A step is likely to start next: get ready for it, at low priority. Never required for [`Effect::Launch`].
+    Prepare {
+        /// Step.
+        step: StepIndex,
+    },
+    /// A prepared step will not start (soon): give back what was prepared.
+    Discard {
+        /// Step.
+        step: StepIndex,
+    },
+    /// Start an attempt.
+    Launch {
+        /// Step.
+        step: StepIndex,
+        /// Attempt number, from 1.
+        attempt: u32,
+    },
+    /// Stop a running attempt. Its end still comes as [`Input::AttemptEnded`].
+    Stop {
+        /// Step.
+        step: StepIndex,
+        /// Attempt number, from 1.
+        attempt: u32,
+        /// With which force. Repeated only with a greater one.
+        force: StopForce,
+    },
+    /// Send an input at this time, if none comes earlier. Replaces earlier wishes.
+    WakeAt {
+        /// Time since the start of the run.
+        at: Duration,
+    },
+    /// Tell whoever listens.
+    Emit(RunEvent),
+    /// The run is over; the last effect.
+    Finish(RunSummary),
+}
