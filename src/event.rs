@@ -169,7 +169,7 @@ pub enum RunEvent {
         /// Why, for people.
         reason: String,
     },
-    /// The run ended.
+    /// The run ended and everything it held was released.
     RunFinished {
         /// What it amounted to.
         summary: RunSummary,

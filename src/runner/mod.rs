@@ -1,5 +1,12 @@
 //! Drives a [`crate::schedule`] with an [`Executor`] on tokio. Knows no engine and no Python.
 
+mod drive;
 mod executor;
+mod logs;
+mod notice;
+mod simulate;
 
+pub use drive::{Run, drive};
 pub use executor::{AttemptControl, AttemptSink, AttemptSpec, Executor, LogStream};
+pub use notice::{Judgement, Notice, NoticeReceiver, NoticeSender, RunOver, notices};
+pub use simulate::{Script, SimulatedExecutor};
