@@ -293,7 +293,10 @@ impl Scheduler {
             return;
         }
         self.cancelled = Some(reason);
-        effects.push(Effect::Emit(RunEvent::StopRequested { reason: reason.to_string() }));
+        effects.push(Effect::Emit(RunEvent::StopRequested {
+            reason: reason.to_string(),
+            stops_running: reason > CancelReason::StopOnFailure,
+        }));
         for at in 0..self.plan.len() {
             let step = StepIndex::new(at);
             match self.phases[at].clone() {
