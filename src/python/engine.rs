@@ -156,7 +156,7 @@ impl DockerEngine {
         let engine = self.engine.clone();
         let found = self
             .host
-            .wait(py, async move { docker::list(&engine, &run_id).await })?
+            .wait(py, async move { docker::sweep::list(&engine, &run_id).await })?
             .map_err(|error| docker_error(py, &error))?;
         found
             .into_iter()
@@ -185,7 +185,7 @@ impl DockerEngine {
         let force = if force { StopForce::Kill } else { StopForce::Graceful };
         let engine = self.engine.clone();
         self.host
-            .wait(py, async move { docker::stop(&engine, &run_id, force, grace).await })?
+            .wait(py, async move { docker::sweep::stop(&engine, &run_id, force, grace).await })?
             .map_err(|error| docker_error(py, &error))
     }
 }

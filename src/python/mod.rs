@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
-    module.add("RUN_ARGS", crate::docker::SUPPORTED_RUN_ARGS.to_vec())?;
+    module.add("RUN_ARGS", crate::docker::run_args::SUPPORTED.to_vec())?;
     module.add_class::<engine::DockerEngine>()?;
     module.add_class::<run::DockerRun>()
 }

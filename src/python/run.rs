@@ -1,6 +1,6 @@
 //! `DockerRun`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -57,7 +57,7 @@ impl DockerRun {
     ) -> PyResult<Self> {
         let spec: PlanSpec = from_python(plan, "").map_err(|error| plan_error(py, &error))?;
         let plan = Plan::new(spec).map_err(|error| plan_error(py, &error))?;
-        let specs = specs_in_order(&plan, containers).map_err(|error| plan_error(py, &error))?;
+        let specs = specs_of(&plan, containers).map_err(|error| plan_error(py, &error))?;
         let capacity = engine.engine.info().capacity();
         let admission = Admission::new(&plan, capacity).map_err(|error| plan_error(py, &error))?;
         let identity = RunIdentity {
@@ -65,7 +65,7 @@ impl DockerRun {
             pipeline: plan.pipeline.clone(),
             component: (!component.is_empty()).then_some(component),
         };
-        let executor = DockerExecutor::new(engine.engine.clone(), identity, specs)
+        let executor = DockerExecutor::new(engine.engine.clone(), identity, specs, None)
             .map_err(|error| docker_error(py, &error))?;
         let warnings = admission.warnings.iter().map(|w| format!("Step `{}` {}.", w.step, w.message)).collect();
         let (cancels, cancel_inbox) = mpsc::unbounded_channel();
@@ -219,18 +219,21 @@ impl DockerRun {
     }
 }
 
-fn specs_in_order(plan: &Plan, containers: &Bound<'_, PyAny>) -> Result<Vec<ContainerSpec>, PlanError> {
-    let mut specs: HashMap<String, ContainerSpec> = from_python(containers, "containers")?;
-    plan.steps
-        .iter()
-        .map(|step| {
-            specs.remove(&*step.name).ok_or_else(|| PlanError {
-                step: Some(step.name.to_string()),
-                field: format!("containers.{}", step.name),
-                message: "no container is described for it".to_owned(),
-            })
-        })
-        .collect()
+/// The container of every step; one that is described for no step is a mistake, too.
+fn specs_of(plan: &Plan, containers: &Bound<'_, PyAny>) -> Result<BTreeMap<String, ContainerSpec>, PlanError> {
+    let specs: BTreeMap<String, ContainerSpec> = from_python(containers, "containers")?;
+    let wrong = |step: &str, message: &str| PlanError {
+        step: Some(step.to_owned()),
+        field: format!("containers.{step}"),
+        message: message.to_owned(),
+    };
+    if let Some(step) = plan.steps.iter().find(|step| !specs.contains_key(&*step.name)) {
+        return Err(wrong(&step.name, "no container is described for it"));
+    }
+    if let Some(step) = specs.keys().find(|name| !plan.steps.iter().any(|step| *step.name == **name)) {
+        return Err(wrong(step, "a container is described for it, but it is no step of the plan"));
+    }
+    Ok(specs)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
