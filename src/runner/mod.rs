@@ -9,4 +9,6 @@ mod simulate;
 pub use drive::{Run, drive};
 pub use executor::{AttemptControl, AttemptSink, AttemptSpec, Executor, LogStream};
 pub use notice::{Judgement, Notice, NoticeReceiver, NoticeSender, RunOver, notices};
+// Part of the executor's contract: executors stop with a force and know nothing else of the scheduler.
+pub use crate::schedule::StopForce;
 pub use simulate::{Script, SimulatedExecutor};
