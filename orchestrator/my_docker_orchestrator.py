@@ -329,5 +329,3 @@ def owner_is_alive(run_id: str) -> bool | None:
     from orchestrator.driving import owner_lives
 
     return owner_lives(run_directory(run_id))
-
-

@@ -126,9 +126,7 @@ def build_container(
     merged["PYTHONPATH"] = ":".join(filter(None, [merged.get("PYTHONPATH"), CONTAINER_PYTHON_PATH]))
     volumes = [parse_volume(volume) for volume in settings.volumes]
     volumes.append({"source": local_stores_path, "target": local_stores_path, "read_only": False})
-    volumes.append(
-        {"source": str(package), "target": f"{CONTAINER_PYTHON_PATH}/{package.name}", "read_only": True}
-    )
+    volumes.append({"source": str(package), "target": f"{CONTAINER_PYTHON_PATH}/{package.name}", "read_only": True})
     return {
         "image": image,
         "image_reference": image_reference,
