@@ -85,6 +85,7 @@ def _retry(step: Step) -> dict[str, float]:
 def build_container(
     step_name: str,
     snapshot: PipelineSnapshotResponse,
+    *,
     settings: LocalDockerOrchestratorSettings,
     environment: Mapping[str, str],
     image: str,
