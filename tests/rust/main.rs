@@ -1,6 +1,4 @@
 //! One test binary for the crate's public interface.
 
 mod plan;
-#[cfg(feature = "runner")]
-mod runner;
 mod schedule;
