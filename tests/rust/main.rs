@@ -1,5 +1,7 @@
 //! One test binary for the crate's public interface.
 
+#[cfg(feature = "docker")]
+mod docker;
 mod plan;
 #[cfg(feature = "runner")]
 mod runner;
