@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `endpoint`, `engine` | where the engine is, by the rules of the `docker` command, and what it is |
 //! | `spec`, `run_args` | what a step's container looks like, as Python writes it |
-//! | `registry`, `image` | credentials, pulls, pinned image ids |
+//! | `registry`, `image`, `pin` | credentials, pulls, pinned image ids |
 //! | `container` | one container: describe, create, attach, signal, inspect, remove |
 //! | `gpu` | which GPUs there are and who has them |
 //! | `attempt`, `executor` | one attempt from top to bottom; the `Executor` of a run |
@@ -20,6 +20,7 @@ mod error;
 mod executor;
 mod gpu;
 mod image;
+mod pin;
 mod registry;
 pub mod run_args;
 mod spec;
@@ -31,4 +32,5 @@ pub use engine::{ConnectOptions, Engine, EngineInfo, MINIMUM_API};
 pub use error::DockerError;
 pub use executor::DockerExecutor;
 pub use image::{PullObserver, PullProgress};
+pub use pin::image_id;
 pub use spec::{ContainerSpec, KeepContainers, PullPolicy, VolumeSpec};

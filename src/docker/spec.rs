@@ -117,6 +117,32 @@ pub enum KeepContainers {
 }
 
 impl ContainerSpec {
+    /// A container of an image with nothing else said.
+    #[must_use]
+    pub fn of_image(image: &str) -> Self {
+        Self {
+            image: image.to_owned(),
+            image_reference: None,
+            pull_policy: PullPolicy::default(),
+            entrypoint: Vec::new(),
+            command: Vec::new(),
+            environment: BTreeMap::new(),
+            volumes: Vec::new(),
+            user: None,
+            network: None,
+            extra_hosts: BTreeMap::new(),
+            shm_size_bytes: None,
+            labels: BTreeMap::new(),
+            platform: None,
+            keep_containers: KeepContainers::default(),
+            enforce_limits: true,
+            stop_grace_seconds: None,
+            name_hint: None,
+            working_dir: None,
+            run_args: Map::new(),
+        }
+    }
+
     /// Time between SIGTERM and SIGKILL.
     #[must_use]
     pub fn stop_grace(&self) -> Option<Duration> {

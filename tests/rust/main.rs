@@ -3,6 +3,4 @@
 #[cfg(feature = "docker")]
 mod docker;
 mod plan;
-#[cfg(feature = "runner")]
-mod runner;
 mod schedule;
