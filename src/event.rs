@@ -168,6 +168,8 @@ pub enum RunEvent {
     StopRequested {
         /// Why, for people.
         reason: String,
+        /// Whether running attempts are stopped, too.
+        stops_running: bool,
     },
     /// The run ended and everything it held was released.
     RunFinished {

@@ -20,7 +20,10 @@ impl Scheduler {
             return;
         }
         self.cancelled = Some(reason);
-        effects.push(Effect::Emit(RunEvent::StopRequested { reason: reason.to_string() }));
+        effects.push(Effect::Emit(RunEvent::StopRequested {
+            reason: reason.to_string(),
+            stops_running: reason > CancelReason::StopOnFailure,
+        }));
         let mut failed = false;
         for at in 0..self.plan.len() {
             let step = StepIndex::new(at);

@@ -1,4 +1,8 @@
 //! One test binary for the crate's public interface.
 
+mod house;
 mod plan;
+mod plan_fuzz;
+#[cfg(feature = "runner")]
+mod runner;
 mod schedule;
