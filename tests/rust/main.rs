@@ -2,5 +2,9 @@
 
 #[cfg(feature = "docker")]
 mod docker;
+mod house;
 mod plan;
+mod plan_fuzz;
+#[cfg(feature = "runner")]
+mod runner;
 mod schedule;
