@@ -51,17 +51,21 @@ pub fn machine(shared: &Shared<'_>, part: &Part, scope: Scope, machines: &mut Ve
         machines,
     };
     let graph = emitter.whole(part);
+    let first = part.first_step().map_or("", |node| &shared.labels[node as usize]);
     let counts = emitter.counts;
-    let definition = serde_json::to_string(&graph).unwrap_or_default();
+    finished(shared, &graph, scope, (first, part.count_steps()), counts)
+}
+
+fn finished(shared: &Shared<'_>, graph: &Graph, scope: Scope, (first, steps): (&str, usize), counts: Counts) -> Machine {
+    let definition = serde_json::to_string(graph).unwrap_or_default();
     let hash = content_hash(definition.as_bytes());
     let name = match scope {
         Scope::Root => shared.name.to_owned(),
         Scope::Nested => {
-            let first = part.first_step().map_or("", |node| &shared.labels[node as usize]);
             machine_name(&format!("{}-{}-{}", machine_name(shared.name, 40), machine_name(first, 24), &hash[..12]), 80)
         }
     };
-    Machine { name, definition, hash, steps: part.count_steps(), counts }
+    Machine { name, definition, hash, steps, counts }
 }
 
 struct Emitter<'a, 'm> {
@@ -151,7 +155,7 @@ impl Emitter<'_, '_> {
     fn named(&mut self, then: &Then, label: &str, out: &mut Out) -> String {
         match then {
             Then::Next(name) => name.clone(),
-            Then::End => self.push(&format!("{label}: end"), State::Succeed(Succeed {}), (0, 0), out),
+            Then::End => self.plain(&format!("{label}: end"), State::Succeed(Succeed {}), out),
         }
     }
 
@@ -356,6 +360,19 @@ impl Emitter<'_, '_> {
         let skip = if around.skippable { self.skipped(whole, label, &around.bad, out) } else { around.bad.clone() };
         let then = self.judge(label, &["$.s.failed", "$.s.skipped"], &around, out);
         let child = machine(self.shared, child, Scope::Nested, self.machines);
+        let mut keep = (None, ResultPath::Discard);
+        if self.shared.tracks() {
+            let field = |field: &str| Template::expression(format!("$.Output.s.{field}"));
+            let fields = vec![("failed", field("failed")), ("skipped", field("skipped")), ("signal", status("skipped"))];
+            keep = (Some(Template::Object(fields)), S);
+        }
+        let state = self.start_machine(child, keep, then);
+        let run = self.push(&format!("{label}: machine"), state, (limits::SYNC_EVENTS, 1), out);
+        Entry { run: Then::Next(run), skip }
+    }
+
+    /// A state that starts a machine and waits for its end.
+    fn start_machine(&mut self, child: Machine, keep: (Option<Template>, ResultPath), then: Then) -> State {
         let account = &self.shared.options.account;
         let arn = format!("arn:{}:states:{}:{}:stateMachine:{}", account.partition, account.region, account.id, child.name);
         // Parts of equal content are one machine.
@@ -370,34 +387,27 @@ impl Emitter<'_, '_> {
             ("input", Template::expression(scope.input())),
             ("AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID", Template::expression("$$.Execution.Id")),
         ];
-        let (mut result_selector, mut result_path) = (None, ResultPath::Discard);
         if self.shared.tracks() {
             input.push(("up", Template::expression("$.up")));
-            let field = |field: &str| Template::expression(format!("$.Output.s.{field}"));
-            let fields = vec![("failed", field("failed")), ("skipped", field("skipped")), ("signal", status("skipped"))];
-            result_selector = Some(Template::Object(fields));
-            result_path = S;
         }
         let retry = infrastructure(
             vec!["StepFunctions.ExecutionLimitExceededException", "StepFunctions.SdkClientException", "StepFunctions.SfnException"],
             self.shared.options.infrastructure_retries,
             60,
         );
-        let state = State::Task(Box::new(Task {
+        State::Task(Box::new(Task {
             resource: self.integration("states:startExecution.sync:2"),
             parameters: Template::Object(vec![
                 ("StateMachineArn", Template::text(arn)),
                 ("Input", Template::Object(input)),
             ]),
-            result_selector,
-            result_path,
+            result_selector: keep.0,
+            result_path: keep.1,
             timeout_seconds: None,
             retry: vec![retry],
             catch: Vec::new(),
             then,
-        }));
-        let run = self.push(&format!("{label}: machine"), state, (limits::SYNC_EVENTS, 1), out);
-        Entry { run: Then::Next(run), skip }
+        }))
     }
 
     /// Awaits a token edge, then enters a part.
@@ -446,12 +456,41 @@ impl Emitter<'_, '_> {
     fn tell_one(&mut self, edge: usize, status: Status, verb: &str, then: &Then, out: &mut Out) -> String {
         let ends = &self.shared.ends[edge];
         let label = format!("{}: {verb} {}", ends.from, ends.to);
+        let counts = self.counts;
         let done = self.named(then, &label, out);
+        // It takes the place of the second request, which is counted.
+        self.counts = counts;
         let names = [self.names.take(&format!("{}: {verb} {}?", ends.from, ends.to)), self.names.take(&label)];
         let first = names[0].clone();
         let states = self.signals().map(|signals| signals.tell(ends, names, status, done, then.clone()));
         out.extend(states.into_iter().flatten().rev());
         first
+    }
+
+    fn tell_skipped(&mut self, edges: &[usize]) -> Graph {
+        let mut states = Out::new();
+        let source = self.shared.ends[edges[0]].from.clone();
+        self.tell(&source, edges, Status::Fixed("skipped"), "tell that it is skipped", &Then::End, &mut states);
+        states.reverse();
+        signal::branch(states)
+    }
+
+    /// A branch that starts a machine which tells for many. It runs only after a failure, so it should not weigh on this machine.
+    fn skip_machine(&mut self, sources: &[&[usize]], label: &str) -> Graph {
+        let mut emitter = Emitter {
+            shared: self.shared,
+            scope: Scope::Nested,
+            names: Names::default(),
+            counts: Counts { events: limits::EXECUTION_EVENTS + limits::PARALLEL_EVENTS, transitions: 0 },
+            machines: &mut *self.machines,
+        };
+        let branches = sources.iter().map(|edges| emitter.tell_skipped(edges)).collect();
+        let counts = Counts { transitions: 0, ..emitter.counts };
+        let graph = signal::branch(vec![("tell that all are skipped".into(), signal::tell_all(branches, Then::End))]);
+        let child = finished(self.shared, &graph, Scope::Nested, (label, 0), counts);
+        let state = self.start_machine(child, (None, ResultPath::Discard), Then::End);
+        let name = self.names.take(&format!("{label}: machine that tells"));
+        signal::branch(vec![(name, state)])
     }
 
     /// States that note every step of a part as skipped and tell whoever waits for one inside.
@@ -461,14 +500,11 @@ impl Emitter<'_, '_> {
         let mut sources = Vec::new();
         inner_sources(part, &mut sources);
         if !sources.is_empty() {
-            let mut branches = Vec::with_capacity(sources.len());
-            for edges in sources {
-                let mut states = Out::new();
-                let source = self.shared.ends[edges[0]].from.clone();
-                self.tell(&source, edges, Status::Fixed("skipped"), "tell that it is skipped", &Then::End, &mut states);
-                states.reverse();
-                branches.push(signal::branch(states));
-            }
+            let branches = if sources.len() > limits::SOURCES_INLINE {
+                sources.chunks(limits::SOURCES_OF_MACHINE).map(|chunk| self.skip_machine(chunk, label)).collect()
+            } else {
+                sources.iter().map(|edges| self.tell_skipped(edges)).collect()
+            };
             let state = signal::tell_all(branches, then);
             then = Then::Next(self.push(&format!("{label}: tell that all are skipped"), state, (0, 0), out));
         }

@@ -38,3 +38,8 @@ pub(crate) const PLAIN_EVENTS: u64 = 2;
 pub(crate) const PARALLEL_EVENTS: u64 = 4;
 /// Events of the execution itself: started, succeeded.
 pub(crate) const EXECUTION_EVENTS: u64 = 2;
+
+/// Parts that tell inside their machine that they were skipped; more of them get a machine for that.
+pub(crate) const SOURCES_INLINE: usize = 12;
+/// Parts for which one such machine tells.
+pub(crate) const SOURCES_OF_MACHINE: usize = 100;

@@ -186,8 +186,10 @@ impl<'a> Analysis<'a> {
         let budget = critical_path * options.auto_threshold;
         let tree = decompose::decompose(&graph, &seconds, options.synchronization, budget);
         let labels: Vec<String> = steps.iter().map(|step| label(&step.name)).collect();
+        // A step without upstreams starts with the run, unless a barrier holds it back.
+        let delayed = |node: usize| !graph.preds[node].is_empty() || !tree.waits.is_empty();
         let asks_for_stop: Vec<bool> =
-            (0..steps.len()).map(|node| !graph.preds[node].is_empty() && graph.has_concurrent[node]).collect();
+            (0..steps.len()).map(|node| graph.has_concurrent[node] && delayed(node)).collect();
         let ends = ends(&tree.root, &labels, tree.token_edges);
         let stops = plan.execution_mode == ExecutionMode::StopOnFailure && asks_for_stop.contains(&true);
         if options.signals.is_none() && (tree.token_edges > 0 || stops) {

@@ -43,7 +43,7 @@ impl Default for AslOptions {
             synchronization: Synchronization::Exact,
             auto_threshold: 0.02,
             signals: None,
-            recheck_seconds: 600,
+            recheck_seconds: 1_800,
             timeout_seconds: None,
             task: TaskSettings::default(),
             steps: BTreeMap::new(),

@@ -93,7 +93,25 @@ impl Splitter<'_> {
                 }
             }
         };
-        (Part { awaits, signals, kind }, weight.and(own))
+        let mut weight = weight.and(own);
+        let part = Part { awaits, signals, kind };
+        if self.tracks && matches!(part.kind, Kind::Parallel(_) | Kind::Barrier(..) | Kind::Nested(_)) {
+            weight.bytes += self.told_when_skipped(&part);
+        }
+        (part, weight)
+    }
+
+    /// Bytes of the states that tell of a part as a whole that it was skipped.
+    fn told_when_skipped(&self, part: &Part) -> u64 {
+        fn count(part: &Part) -> u64 {
+            part.children().into_iter().map(|child| child.signals.len() as u64 + count(child)).sum()
+        }
+        let edges = count(part);
+        if edges > limits::SOURCES_INLINE as u64 {
+            1_200 * edges.div_ceil(limits::SOURCES_OF_MACHINE as u64).max(1) + BYTES_OF_EDGE
+        } else {
+            BYTES_OF_EDGE * edges
+        }
     }
 
     /// Weighs parts and, where they are too much together, puts runs of neighbours into machines of their own.
