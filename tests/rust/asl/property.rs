@@ -1,6 +1,7 @@
 //! Random DAGs x durations x failures x modes, executed by the interpreter.
 //!
-//! `STEP_ENGINE_ASL_CASES` sets the number of DAGs (default 10,000), `STEP_ENGINE_ASL_SEED` the first seed.
+//! `STEP_ENGINE_ASL_CASES` sets the number of DAGs (default 10,000 in an optimised build, 600 else), `STEP_ENGINE_ASL_SEED` the first
+//! seed. All of them: `cargo test --no-default-features --profile fast asl`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -232,7 +233,7 @@ fn in_threads(cases: u64, work: impl Fn(u64) + Sync) {
 }
 
 fn cases() -> u64 {
-    setting("STEP_ENGINE_ASL_CASES", 10_000)
+    setting("STEP_ENGINE_ASL_CASES", if cfg!(debug_assertions) { 600 } else { 10_000 })
 }
 
 #[test]
