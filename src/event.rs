@@ -168,8 +168,10 @@ pub enum RunEvent {
     StopRequested {
         /// Why, for people.
         reason: String,
+        /// Whether running attempts are stopped, too.
+        stops_running: bool,
     },
-    /// The run ended.
+    /// The run ended and everything it held was released.
     RunFinished {
         /// What it amounted to.
         summary: RunSummary,

@@ -1,1 +1,36 @@
 //! bollard, the only place that names it: containers on one Docker engine.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `endpoint`, `engine` | where the engine is, by the rules of the `docker` command, and what it is |
+//! | `spec`, `run_args` | what a step's container looks like, as Python writes it |
+//! | `registry`, `image`, `pin` | credentials, pulls, pinned image ids |
+//! | `container` | one container: describe, create, attach, signal, inspect, remove |
+//! | `gpu` | which GPUs there are and who has them |
+//! | `attempt`, `executor` | one attempt from top to bottom; the `Executor` of a run |
+//! | `sweep` | containers found by label, by any process |
+//!
+//! Decides nothing about the run: no retries, no timeouts, no order.
+
+mod attempt;
+mod container;
+mod endpoint;
+mod engine;
+mod error;
+mod executor;
+mod gpu;
+mod image;
+mod pin;
+mod registry;
+pub mod run_args;
+mod spec;
+pub mod sweep;
+
+pub use container::{RunIdentity, label};
+pub use endpoint::Surroundings;
+pub use engine::{ConnectOptions, Engine, EngineInfo, MINIMUM_API};
+pub use error::DockerError;
+pub use executor::DockerExecutor;
+pub use image::{PullObserver, PullProgress};
+pub use pin::image_id;
+pub use spec::{ContainerSpec, KeepContainers, PullPolicy, VolumeSpec};

@@ -1,1 +1,18 @@
 //! pyo3, the only place that names it: registration, conversion, errors. Decides nothing.
+//!
+//! No tokio thread ever attaches to Python: the calling thread waits detached, in slices, and delivers what has come.
+
+mod engine;
+mod errors;
+mod run;
+
+use pyo3::prelude::*;
+
+/// The native half of the Python package `step_engine`; its reference is `_native.pyi`.
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("RUN_ARGS", crate::docker::run_args::SUPPORTED.to_vec())?;
+    module.add_class::<engine::DockerEngine>()?;
+    module.add_class::<run::DockerRun>()
+}

@@ -3,7 +3,14 @@
 //! No clock, no randomness, no channels, no hash order: the same inputs give the same effects. It does not know what a
 //! container is; [`crate::runner`] carries its effects out.
 
+mod prepare;
+mod ready;
+mod scheduler;
+
+use std::fmt;
 use std::time::Duration;
+
+pub use scheduler::{GIVE_UP_AFTER_KILL, ScheduleOptions, Scheduler};
 
 use crate::event::{AttemptDetails, Outcome, RunEvent, RunSummary};
 use crate::plan::StepIndex;
@@ -62,6 +69,18 @@ pub enum CancelReason {
     Kill,
     /// The user does not want to wait any longer: return and name what is left.
     Abandon,
+}
+
+impl fmt::Display for CancelReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::StopOnFailure => "a step failed: nothing new starts, what runs finishes",
+            Self::FailFast => "a step failed: what runs is stopped",
+            Self::Interrupt => "stop requested: what runs is stopped",
+            Self::Kill => "stop requested again: what runs is killed",
+            Self::Abandon => "stop requested a third time: what runs is left behind",
+        })
+    }
 }
 
 /// How an attempt is to be stopped.

@@ -1,5 +1,7 @@
 //! One test binary for the crate's public interface.
 
-mod plan;
-
 mod asl;
+mod plan;
+#[cfg(feature = "runner")]
+mod runner;
+mod schedule;

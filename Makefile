@@ -1,0 +1,53 @@
+# `make` prints what there is. Everything that is made stays in the clone: .venv, .zenml, target.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+export ZENML_CONFIG_PATH ?= $(CURDIR)/.zenml
+export ZENML_ANALYTICS_OPT_IN ?= false
+
+.PHONY: help setup base-image run test test-rust test-python lint format wheel bench clean
+
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## Virtual environment with the package built and installed
+	@scripts/setup
+
+base-image: ## The image that pipeline images are built on, from a registry or made here
+	@scripts/base-image
+
+run: setup base-image ## Set everything up and run the tutorial's pipeline
+	@scripts/demo
+
+test: setup base-image test-rust test-python ## Set everything up and run every test
+
+test-rust: ## Tests of the Rust core, the Docker ones on the real engine
+	cargo test --locked --no-default-features
+	cargo test --locked --no-default-features --features docker
+
+test-python: setup base-image ## Tests of the Python side, on a real engine and real pipelines
+	$(VENV)/bin/python -m pytest
+
+lint: setup ## Formatters and linters, changing nothing
+	cargo fmt --check
+	cargo clippy --locked --no-default-features --all-targets -- -D warnings
+	cargo clippy --locked --all-targets -- -D warnings
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/stubtest step_engine._native --ignore-missing-stub
+
+format: setup ## Format everything
+	cargo fmt
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+wheel: setup ## Build a wheel into dist/
+	$(VENV)/bin/pip wheel --no-deps --wheel-dir dist .
+
+bench: setup base-image ## Compare with ZenML's own local_docker; the scheduler's figures
+	cargo bench --no-default-features --bench scheduler
+	$(VENV)/bin/python bench/compare.py
+
+clean: ## Remove what was made here, images and containers included
+	@scripts/clean

@@ -1,0 +1,333 @@
+"""The Docker orchestrator: ZenML's interface on the step engine's core."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
+
+from zenml.client import Client
+from zenml.config.global_config import GlobalConfiguration
+from zenml.constants import METADATA_ORCHESTRATOR_RUN_ID
+from zenml.enums import ExecutionMode, ExecutionStatus, StackComponentType
+from zenml.logger import get_logger
+from zenml.orchestrators import ContainerizedOrchestrator, SubmissionResult
+from zenml.stack import StackValidator
+
+from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorConfig, LocalDockerOrchestratorSettings
+from orchestrator.plan import ENV_RUN_ID, build_container, build_plan, default_user
+
+if TYPE_CHECKING:
+    from step_engine import DockerEngine
+    from zenml.config.base_settings import BaseSettings
+    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
+    from zenml.stack import Stack
+
+logger = get_logger(__name__)
+
+
+class LocalDockerOrchestrator(ContainerizedOrchestrator):
+    """Runs every step of a pipeline in a Docker container on one host, in parallel."""
+
+    @property
+    def config(self) -> LocalDockerOrchestratorConfig:
+        """The component's config.
+
+        Returns:
+            The config.
+        """
+        return cast(LocalDockerOrchestratorConfig, self._config)
+
+    @property
+    def settings_class(self) -> type[BaseSettings]:
+        """Class of the settings.
+
+        Returns:
+            The class.
+        """
+        return LocalDockerOrchestratorSettings
+
+    @property
+    def validator(self) -> StackValidator:
+        """Checks the stack.
+
+        Returns:
+            A validator that asks for an image builder; ZenML adds a local one to stacks that have none.
+        """
+        return StackValidator(required_components={StackComponentType.IMAGE_BUILDER})
+
+    @property
+    def supported_execution_modes(self) -> list[ExecutionMode]:
+        """What a failure may do to the rest of a run.
+
+        Returns:
+            All of ZenML's modes.
+        """
+        return [ExecutionMode.FAIL_FAST, ExecutionMode.STOP_ON_FAILURE, ExecutionMode.CONTINUE_ON_FAILURE]
+
+    def get_orchestrator_run_id(self) -> str:
+        """The orchestrator's id of the run, inside a step container.
+
+        Returns:
+            The id.
+
+        Raises:
+            RuntimeError: This is not a step container of ours.
+        """
+        try:
+            return os.environ[ENV_RUN_ID]
+        except KeyError:
+            raise RuntimeError(f"{ENV_RUN_ID} is not set: this process is not a step of a Docker run.") from None
+
+    def submit_pipeline(
+        self,
+        snapshot: PipelineSnapshotResponse,
+        stack: Stack,
+        base_environment: dict[str, str],
+        step_environments: dict[str, dict[str, str]],
+        placeholder_run: PipelineRunResponse | None = None,
+    ) -> SubmissionResult | None:
+        """Runs a static pipeline. Blocks until its end when synchronous.
+
+        Args:
+            snapshot: The snapshot, pruned of cached steps.
+            stack: The stack.
+            base_environment: Not used: every step has its own environment.
+            step_environments: Environment of each step. Not changed.
+            placeholder_run: The run as ZenML created it.
+
+        Returns:
+            The run's metadata.
+
+        Raises:
+            RuntimeError: There is no run to report to.
+        """
+        from step_engine import DockerEngine, DockerRun
+
+        if placeholder_run is None:
+            raise RuntimeError("The Docker orchestrator does not support schedules; run the pipeline without one.")
+        stack.check_local_paths()
+        run_id = str(placeholder_run.id)
+        engine = DockerEngine()
+        # `zenml pipeline runs stop` refuses a run without this id, so it comes before anything that takes time.
+        self._set_orchestrator_run_id(placeholder_run.id, run_id)
+        job = self._job(engine, snapshot, step_environments, run_id)
+        settings = cast(LocalDockerOrchestratorSettings, self.get_settings(snapshot))
+        metadata: dict[str, Any] = {METADATA_ORCHESTRATOR_RUN_ID: run_id, "log_directory": job["run_directory"]}
+        # Validates everything before anything starts, also what another process will run.
+        run = DockerRun(
+            engine,
+            job["plan"],
+            job["containers"],
+            run_directory=job["run_directory"],
+            component=self.name,
+        )
+        for warning in run.warnings:
+            logger.warning(warning)
+        if settings.synchronous:
+            from orchestrator.driving import Driver
+            from orchestrator.publishing import RunPublisher
+
+            publisher = RunPublisher(placeholder_run.id, self.id)
+            publisher.publish_run_metadata(metadata)
+            Driver(run, publisher, list(snapshot.step_configurations), job["run_directory"]).drive()
+        else:
+            self._detach(job)
+        return SubmissionResult(metadata=metadata)
+
+    def _job(
+        self,
+        engine: DockerEngine,
+        snapshot: PipelineSnapshotResponse,
+        step_environments: dict[str, dict[str, str]],
+        run_id: str,
+    ) -> dict[str, Any]:
+        info = engine.info()
+        stores = GlobalConfiguration().local_stores_path
+        # A mount whose source is missing would be created by the engine, owned by root.
+        Path(stores).mkdir(parents=True, exist_ok=True)
+        pipeline_settings = cast(LocalDockerOrchestratorSettings, self.get_settings(snapshot))
+        step_settings = {
+            name: cast(LocalDockerOrchestratorSettings, self.get_settings(step))
+            for name, step in snapshot.step_configurations.items()
+        }
+        images: dict[tuple[str, str, str | None], str] = {}
+        containers: dict[str, Any] = {}
+        for name, settings in step_settings.items():
+            reference = settings.run_args.get("image") or self.get_image(snapshot=snapshot, step_name=name)
+            key = (reference, settings.pull_policy, settings.platform)
+            if key not in images:
+                # Pinned now, so that a concurrent build of the same tag cannot swap the image.
+                images[key] = engine.image_id(
+                    reference, pull_policy=settings.pull_policy, platform=settings.platform, progress=logger.info
+                )
+            containers[name] = build_container(
+                name,
+                snapshot,
+                settings,
+                step_environments[name],
+                images[key],
+                reference,
+                run_id,
+                stores,
+                default_user(info),
+            )
+        plan = build_plan(
+            snapshot, run_id, pipeline_settings.max_parallelism, step_settings, self._expected_seconds(snapshot)
+        )
+        return {
+            "plan": plan,
+            "containers": containers,
+            "run_directory": run_directory(run_id),
+            "pipeline_run_id": run_id,
+            "component_id": str(self.id),
+            "component": self.name,
+        }
+
+    def _expected_seconds(self, snapshot: PipelineSnapshotResponse) -> dict[str, float]:
+        """Step durations of the pipeline's last completed run, for the order in which ready steps start."""
+        if snapshot.pipeline is None or len(snapshot.step_configurations) < 3:
+            return {}
+        try:
+            runs = Client().list_pipeline_runs(
+                pipeline_id=snapshot.pipeline.id, status="completed", sort_by="desc:created", size=1, hydrate=False
+            )
+            if not runs.items:
+                return {}
+            steps = Client().list_run_steps(
+                pipeline_run_id=runs.items[0].id, status="completed", size=1000, hydrate=False
+            )
+            return {
+                step.name: max((step.end_time - step.start_time).total_seconds(), 0.0)
+                for step in steps.items
+                if step.start_time and step.end_time
+            }
+        except Exception as error:
+            logger.debug("No durations of earlier runs: %s", error)
+            return {}
+
+    @staticmethod
+    def _set_orchestrator_run_id(pipeline_run_id: UUID, run_id: str) -> None:
+        from zenml.models import PipelineRunUpdate
+
+        from orchestrator.publishing import patiently
+
+        update = PipelineRunUpdate(orchestrator_run_id=run_id)
+        patiently(lambda: Client().zen_store.update_run(pipeline_run_id, update))
+
+    def _detach(self, job: dict[str, Any]) -> None:
+        """Hands a run to a process in a session of its own. Secrets go through a pipe, never a file."""
+        directory = Path(job["run_directory"])
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o700)
+        package_parent = str(Path(__file__).resolve().parent.parent)
+        environment = dict(os.environ)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, environment.get("PYTHONPATH")]))
+        output_path = directory / "supervisor.log"
+        with os.fdopen(os.open(output_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "orchestrator.supervisor"],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=environment,
+            )
+        if process.stdin is None:
+            raise RuntimeError("The background process has no standard input.")
+        with process.stdin as pipe:
+            pipe.write(json.dumps(job).encode())
+        logger.info(
+            "The run goes on in the background (process %d). Follow it: tail -f %s  Stop it: zenml pipeline runs stop %s",
+            process.pid,
+            output_path,
+            job["pipeline_run_id"],
+        )
+
+    def _stop_run(self, run: PipelineRunResponse, graceful: bool = False) -> None:
+        """Stops a run from any process that reaches the engine. ZenML has published `stopping` before.
+
+        Args:
+            run: The run.
+            graceful: SIGTERM and a grace first, rather than SIGKILL.
+        """
+        from step_engine import DockerEngine
+
+        from orchestrator.publishing import RunPublisher
+
+        left = DockerEngine().stop_run(
+            str(run.orchestrator_run_id), force=not graceful, grace_seconds=self.config.stop_grace_seconds
+        )
+        if left:
+            logger.warning("These containers could not be stopped: %s", ", ".join(left))
+        if owner_is_alive(str(run.orchestrator_run_id)):
+            return  # It sees what happened and writes it down.
+        publisher = RunPublisher(run.id, self.id)
+        rows = Client().list_run_steps(pipeline_run_id=run.id, exclude_retried=True, size=1000, hydrate=False)
+        for row in rows.items:
+            publisher.ensure_stopped(row.name)
+        publisher.finish("stopped", "Manual stop requested.")
+
+    def fetch_status(
+        self, run: PipelineRunResponse, include_steps: bool = False
+    ) -> tuple[ExecutionStatus | None, dict[str, ExecutionStatus] | None]:
+        """Looks at the engine and the owner to tell where a run stands.
+
+        Args:
+            run: The run.
+            include_steps: Whether to tell of the steps.
+
+        Returns:
+            Status of the run and of its steps; none where ZenML knows better already.
+        """
+        from step_engine import DockerEngine
+
+        run_id = run.orchestrator_run_id
+        if run_id is None or run.status.is_finished:
+            return None, None
+        rows = Client().list_run_steps(pipeline_run_id=run.id, exclude_retried=True, size=1000, hydrate=False)
+        steps = {row.name: row.status for row in rows.items}
+        active = {
+            container["step"]
+            for container in DockerEngine().containers(run_id)
+            if container["state"] in ("created", "running", "restarting", "paused")
+        }
+        if owner_is_alive(run_id) is not False or active:
+            return run.status, (steps if include_steps else None)
+        # Nobody drives the run and nothing of it runs: what is unfinished will never finish.
+        ended = ExecutionStatus.STOPPED if run.status == ExecutionStatus.STOPPING else ExecutionStatus.FAILED
+        steps = {name: status if status.is_finished else ended for name, status in steps.items()}
+        status = ExecutionStatus.STOPPING if ended == ExecutionStatus.STOPPED else ended
+        return status, (steps if include_steps else None)
+
+
+def run_directory(run_id: str) -> str:
+    """Where a run keeps its logs: under ZenML's config directory, readable by its owner only.
+
+    Args:
+        run_id: The orchestrator's id of the run.
+
+    Returns:
+        Absolute path.
+    """
+    return str(Path(GlobalConfiguration().config_directory).resolve() / "step_engine" / "runs" / run_id)
+
+
+def owner_is_alive(run_id: str) -> bool | None:
+    """Whether the process that drives a run lives; None when this machine cannot tell.
+
+    Args:
+        run_id: The orchestrator's id of the run.
+
+    Returns:
+        True, False or None.
+    """
+    from orchestrator.driving import owner_lives
+
+    return owner_lives(run_directory(run_id))
+
+

@@ -1,0 +1,269 @@
+"""What the orchestrator writes back to ZenML, and what it reads there to judge how a step ended.
+
+The step's own process reports its status. It cannot when it is killed: then rows are left `running`, or were never
+written. ZenML's server counts attempts by rows, and computes the run's status from the steps' rows; see the comments.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
+
+from zenml.client import Client
+from zenml.enums import ExecutionStatus
+from zenml.logger import get_logger
+from zenml.orchestrators.publish_utils import (
+    publish_failed_pipeline_run,
+    publish_failed_step_run,
+    publish_pipeline_run_metadata,
+    publish_pipeline_run_status_update,
+    publish_step_run_metadata,
+    publish_stopped_step_run,
+)
+
+if TYPE_CHECKING:
+    from zenml.models import StepRunResponse
+
+logger = get_logger(__name__)
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 120.0
+"""How long a locked database or an absent server is waited for."""
+
+STOPPING_STATUSES = {ExecutionStatus.STOPPING, ExecutionStatus.STOPPED}
+
+
+def patiently(call: Callable[[], T], patience_seconds: float = PATIENCE_SECONDS) -> T:
+    """Repeats a call to ZenML's store while the store is locked or away.
+
+    Args:
+        call: The call.
+        patience_seconds: How long to go on.
+
+    Returns:
+        What the call returns.
+
+    Raises:
+        Exception: What the call raised last, or at once if waiting does not help.
+    """
+    deadline, pause, told = time.monotonic() + patience_seconds, 0.2, False
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if not _is_passing(error) or time.monotonic() + pause > deadline:
+                raise
+            if not told:
+                logger.warning("ZenML's store does not answer, waiting: %s", type(error).__name__)
+                told = True
+            time.sleep(pause)
+            pause = min(pause * 2, 5.0)
+
+
+def _is_passing(error: BaseException | None) -> bool:
+    while error is not None:
+        name = type(error).__name__
+        if name in ("ConnectionError", "ConnectTimeout", "ReadTimeout", "Timeout", "ChunkedEncodingError"):
+            return True
+        if name == "OperationalError" and ("locked" in str(error) or "busy" in str(error)):
+            return True
+        if name == "HTTPError" and getattr(getattr(error, "response", None), "status_code", 0) in (502, 503, 504):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class RunPublisher:
+    """Reads and writes the rows of one run.
+
+    Args:
+        pipeline_run_id: ZenML's id of the run.
+        component_id: Id of the orchestrator component, under which metadata is filed.
+    """
+
+    def __init__(self, pipeline_run_id: UUID, component_id: UUID) -> None:
+        """Remembers the run; reads nothing yet."""
+        self.pipeline_run_id = pipeline_run_id
+        self.component_id = component_id
+        self._client = Client()
+
+    def run_status(self) -> ExecutionStatus:
+        """The run's status in ZenML.
+
+        Returns:
+            The status.
+        """
+        return patiently(lambda: self._client.get_pipeline_run(self.pipeline_run_id, hydrate=False).status)
+
+    def is_stopping(self) -> bool:
+        """Whether somebody asked ZenML to stop the run.
+
+        Returns:
+            True if so.
+        """
+        return self.run_status() in STOPPING_STATUSES
+
+    def newest_row(self, step_name: str) -> StepRunResponse | None:
+        """The row of a step's newest attempt.
+
+        Args:
+            step_name: Step name.
+
+        Returns:
+            The row, if any attempt got as far as writing one.
+        """
+        page = patiently(
+            lambda: self._client.list_run_steps(
+                name=step_name,
+                pipeline_run_id=self.pipeline_run_id,
+                exclude_retried=True,
+                sort_by="desc:version",
+                size=1,
+                hydrate=False,
+            )
+        )
+        return page.items[0] if page.items else None
+
+    def judge(self, step_name: str, outcome: dict[str, Any], stopping: bool) -> tuple[dict[str, Any], bool]:
+        """Judges an attempt that did not exit with 0.
+
+        Args:
+            step_name: Step name.
+            outcome: How the attempt ended as far as the engine can tell.
+            stopping: Whether the run is being stopped, so that attempts which were running are stopped, not failed.
+
+        Returns:
+            How it ended after all, and whether another attempt makes sense.
+        """
+        row = self.newest_row(step_name)
+        status = row.status if row else None
+        if status is not None and status.is_successful:
+            # The step had reported before its process died.
+            return {"kind": "completed"}, False
+        if row is not None and status is not None and not status.is_finished and status != ExecutionStatus.RETRYING:
+            # Died without a word. The server answers `retrying` while attempts are left.
+            row_id = row.id
+            if stopping:
+                self._quietly(lambda: publish_stopped_step_run(row_id))
+            else:
+                self._quietly(lambda: publish_failed_step_run(row_id))
+            row = self.newest_row(step_name)
+            status = row.status if row else None
+        if stopping or status in (ExecutionStatus.STOPPED, ExecutionStatus.CANCELLED):
+            return {"kind": "stopped"}, False
+        return outcome, status != ExecutionStatus.FAILED
+
+    def ensure_failed(self, step_name: str) -> None:
+        """Makes sure that a step which failed for good has a final failed row, so that the run can end.
+
+        Args:
+            step_name: Step name.
+        """
+        # Each row that is written counts as an attempt; the server answers `retrying` until none is left.
+        for _ in range(100):
+            row = self.newest_row(step_name)
+            if row is not None and row.status.is_finished:
+                return
+            if row is not None and row.status != ExecutionStatus.RETRYING:
+                row_id = row.id
+                if not self._quietly(lambda: publish_failed_step_run(row_id)):
+                    return
+            elif not self._create_failed_row(step_name):
+                return
+
+    def ensure_stopped(self, step_name: str) -> None:
+        """Makes sure that no row of a stopped step is unfinished.
+
+        Args:
+            step_name: Step name.
+        """
+        row = self.newest_row(step_name)
+        if row is not None and not row.status.is_finished:
+            row_id = row.id
+            self._quietly(lambda: publish_stopped_step_run(row_id))
+
+    def _create_failed_row(self, step_name: str) -> bool:
+        from zenml.orchestrators.step_run_utils import StepRunRequestFactory
+        from zenml.utils.time_utils import utc_now
+
+        def create() -> None:
+            run = self._client.get_pipeline_run(self.pipeline_run_id)
+            if run.snapshot is None:
+                return
+            snapshot = self._client.zen_store.get_snapshot(run.snapshot.id)
+            factory = StepRunRequestFactory(snapshot=snapshot, pipeline_run=run, stack=self._client.active_stack)
+            request = factory.create_request(step_name)
+            try:
+                factory.populate_request(request)
+            except Exception as error:
+                logger.debug("The failed step %s cannot be described in full: %s", step_name, error)
+            request.status = ExecutionStatus.FAILED
+            request.end_time = utc_now()
+            self._client.zen_store.create_run_step(request)
+
+        return self._quietly(create)
+
+    def finish(self, status: str, reason: str | None) -> None:
+        """Brings the run's status to its end.
+
+        Args:
+            status: `completed`, `failed` or `stopped`.
+            reason: Why it did not complete, for the run's page; at most 255 characters are kept.
+        """
+        if self.run_status().is_finished:
+            return
+        if status == "stopped":
+            # The status of a static run is computed: a request for `stopping` gives `stopped` once no step is unfinished,
+            # a request for `stopped` gives `running`.
+            self._quietly(
+                lambda: publish_pipeline_run_status_update(
+                    self.pipeline_run_id, ExecutionStatus.STOPPING, status_reason=(reason or "Stopped.")[:255]
+                )
+            )
+        elif status == "failed":
+            self._quietly(
+                lambda: publish_pipeline_run_status_update(
+                    self.pipeline_run_id, ExecutionStatus.FAILED, status_reason=(reason or "A step failed.")[:255]
+                )
+            )
+        if status == "failed" and not self.run_status().is_finished:
+            self._quietly(lambda: publish_failed_pipeline_run(self.pipeline_run_id))
+
+    def announce_stop(self) -> None:
+        """Tells ZenML that the run is being stopped. Steps look there when they get SIGTERM, so this comes first."""
+        self._quietly(
+            lambda: publish_pipeline_run_status_update(
+                self.pipeline_run_id, ExecutionStatus.STOPPING, status_reason="Stopped by its owner."
+            )
+        )
+
+    def publish_run_metadata(self, metadata: dict[str, Any]) -> None:
+        """Files metadata of the run.
+
+        Args:
+            metadata: Names and values.
+        """
+        self._quietly(lambda: publish_pipeline_run_metadata(self.pipeline_run_id, {self.component_id: metadata}))
+
+    def publish_step_metadata(self, step_name: str, metadata: dict[str, Any]) -> None:
+        """Files metadata of a step's newest attempt.
+
+        Args:
+            step_name: Step name.
+            metadata: Names and values.
+        """
+        row = self.newest_row(step_name)
+        if row is not None:
+            row_id = row.id
+            self._quietly(lambda: publish_step_run_metadata(row_id, {self.component_id: metadata}))
+
+    def _quietly(self, call: Callable[[], object]) -> bool:
+        """Writes; a refusal (the row is finished, the token has ended) is not the user's matter."""
+        try:
+            patiently(call)
+        except Exception as error:
+            logger.debug("ZenML did not take an update: %s: %s", type(error).__name__, error)
+            return False
+        return True

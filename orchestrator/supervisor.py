@@ -1,0 +1,44 @@
+"""Drives a run in the background: reads its job from standard input, writes to the run directory's `supervisor.log`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from uuid import UUID
+
+
+def main() -> int:
+    """Runs the job on standard input.
+
+    Returns:
+        Exit code: 0 if the run completed, 1 otherwise.
+    """
+    from step_engine import DockerEngine, DockerRun
+    from step_engine.errors import StepEngineError
+
+    from orchestrator.driving import Driver
+    from orchestrator.publishing import RunPublisher
+
+    job = json.load(sys.stdin)
+    publisher = RunPublisher(UUID(job["pipeline_run_id"]), UUID(job["component_id"]))
+    try:
+        run = DockerRun(
+            DockerEngine(),
+            job["plan"],
+            job["containers"],
+            run_directory=job["run_directory"],
+            component=job["component"],
+        )
+        Driver(run, publisher, [step["name"] for step in job["plan"]["steps"]], job["run_directory"]).drive()
+    except StepEngineError as error:
+        print(error, flush=True)
+        publisher.finish("failed", str(error))
+        return 1
+    except BaseException as error:
+        publisher.finish("failed", f"The background process failed: {type(error).__name__}")
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

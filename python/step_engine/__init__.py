@@ -1,0 +1,9 @@
+"""A Rust core that runs the steps of a pipeline in containers.
+
+`step_engine` knows nothing of ZenML; the `orchestrator` package brings the two together.
+"""
+
+from step_engine import errors
+from step_engine._native import RUN_ARGS, DockerEngine, DockerRun, __version__
+
+__all__ = ["RUN_ARGS", "DockerEngine", "DockerRun", "__version__", "errors"]

@@ -1,0 +1,162 @@
+"""The Rust core. This file is its API reference."""
+
+from collections.abc import Callable
+from typing import Any, final
+
+__version__: str
+
+RUN_ARGS: list[str]
+"""Names that `run_args` of a container takes: docker-py's keywords of `containers.run`."""
+
+@final
+class DockerEngine:
+    """A Docker engine, found as the `docker` command finds it.
+
+    `DOCKER_HOST` with the TLS variables, else the active context, else the default socket.
+
+    Raises:
+        DockerError: No engine answers (`operation` is `connect`), or it is too old.
+    """
+
+    def __new__(cls) -> DockerEngine: ...
+    def info(self) -> dict[str, Any]:
+        """Describes the engine.
+
+        Returns:
+            `server_version`, `api_version`, `cpu_millis` (thousandths of a CPU), `memory_bytes`, `gpus`, `rootless`,
+            `local` (whether it shares this machine's file system), `platform` (`os/architecture`), `address`.
+
+        Raises:
+            DockerError: The engine does not answer.
+        """
+
+    def image_id(
+        self,
+        reference: str,
+        *,
+        pull_policy: str = "missing",
+        platform: str | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> str:
+        """Pins an image.
+
+        Args:
+            reference: Image name or id.
+            pull_policy: `missing`, `always` or `never`.
+            platform: `os/architecture[/variant]` to pull.
+            progress: Takes lines that tell how a pull goes on.
+
+        Returns:
+            The image's id, `sha256:…`.
+
+        Raises:
+            DockerError: It is not there and must not or cannot be pulled.
+        """
+
+    def containers(self, run_id: str) -> list[dict[str, Any]]:
+        """Lists the containers of a run, whoever started them.
+
+        Returns:
+            Dicts with `id`, `name`, `step`, `attempt`, `state` (`created`, `running`, `exited`, …).
+
+        Raises:
+            DockerError: The engine does not answer.
+        """
+
+    def stop_run(self, run_id: str, *, force: bool, grace_seconds: float = 10.0) -> list[str]:
+        """Stops every container of a run from outside its owner.
+
+        Args:
+            run_id: Run id, as in the plan.
+            force: Kill at once rather than ask first.
+            grace_seconds: Time between asking and killing.
+
+        Returns:
+            Names of the containers that still run.
+
+        Raises:
+            DockerError: The engine does not answer.
+        """
+
+@final
+class DockerRun:
+    """One run of a plan on an engine. Validates everything at construction; nothing is started until `start`.
+
+    Args:
+        engine: The engine.
+        plan: `PlanSpec` as a dict: `run_id`, `pipeline`, `execution_mode` (`fail_fast`, `stop_on_failure`,
+            `continue_on_failure`), `max_parallelism`, `steps` with `name`, `upstream`, `resources` (`cpu_millis`,
+            `memory_bytes`, `gpus`), `retry` (`max_retries`, `delay_seconds`, `backoff`), `timeout_seconds`,
+            `stop_grace_seconds`, `expected_seconds`.
+        containers: For each step's name its container: `image`, `image_reference`, `entrypoint`, `command`,
+            `environment`, `volumes`, `user`, `network`, `extra_hosts`, `shm_size_bytes`, `labels`, `platform`,
+            `keep_containers`, `enforce_limits`, `stop_grace_seconds`, `working_dir`, `pull_policy`, `run_args`.
+        run_directory: Where logs are kept, created with mode 0700.
+        component: Name of the stack component, for a label.
+
+    Raises:
+        PlanError: The plan is invalid, or a step asks for more memory or GPUs than the host has.
+        DockerError: A container is described wrongly, or the engine does not answer.
+    """
+
+    def __new__(
+        cls,
+        engine: DockerEngine,
+        plan: dict[str, Any],
+        containers: dict[str, dict[str, Any]],
+        *,
+        run_directory: str | None = None,
+        component: str = "",
+    ) -> DockerRun: ...
+    @property
+    def warnings(self) -> list[str]:
+        """Requests that were changed so that they can run."""
+
+    @property
+    def max_parallelism(self) -> int:
+        """How many steps may run at once."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is over and every event was delivered."""
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What the run amounted to, once it is over."""
+
+    def start(self) -> None:
+        """Starts the run on threads of its own.
+
+        Raises:
+            StepEngineError: It was started already.
+        """
+
+    def next_events(self, timeout_seconds: float = 1.0) -> list[dict[str, Any]]:
+        """Waits for events, running Python's signal handlers meanwhile.
+
+        Returns:
+            What happened, oldest first; empty when the time is up. Each has a `kind`: those of the core
+            (`run_started`, `attempt_launched`, `attempt_started`, `attempt_ended`, `retry_scheduled`, `step_finished`,
+            `stop_requested`, `run_finished`), `log` (`step`, `attempt`, `stream`, `text`), `warning` (`step`,
+            `message`), or `judge` (`step`, `attempt`, `outcome`, `log_tail`), which `judge` must answer.
+        """
+
+    def judge(self, step: str, attempt: int, outcome: dict[str, Any], may_retry: bool) -> None:
+        """Answers a `judge` event.
+
+        Args:
+            step: Step name.
+            attempt: Attempt number.
+            outcome: How the attempt ended after all, such as `{"kind": "exited", "code": 1}`.
+            may_retry: Whether another attempt makes sense if the step has retries left.
+
+        Raises:
+            StepEngineError: Nothing waits for this verdict.
+        """
+
+    def cancel(self, reason: str) -> None:
+        """Ends the run early; only a worse reason than the present one acts.
+
+        Args:
+            reason: `interrupt` (stop what runs, with its grace), `kill`, or `abandon` (return and name what is left).
+        """

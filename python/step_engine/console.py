@@ -1,0 +1,155 @@
+"""What a person sees of a run: prefixed log lines, a progress line on a terminal, a summary."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, TextIO
+
+_COLOURS = (36, 35, 33, 32, 34, 96, 95, 93, 92, 94)
+_RED = 31
+_DIM = 2
+
+
+def describe_outcome(outcome: Mapping[str, Any] | None) -> str:
+    """Says in words how an attempt ended.
+
+    Args:
+        outcome: An outcome as the core gives it.
+
+    Returns:
+        A fragment such as `exit code 3` or `out of memory`.
+    """
+    if not outcome:
+        return "never started"
+    kind = outcome["kind"]
+    if kind == "exited":
+        code = int(outcome["code"])
+        names = {130: "SIGINT", 134: "SIGABRT", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
+        return f"killed by {names[code]} (exit code {code})" if code in names else f"exit code {code}"
+    if kind == "launch_failed":
+        return f"could not start: {outcome['reason']}"
+    if kind == "lost":
+        return f"lost: {outcome['reason']}"
+    return str(kind).replace("_", " ")
+
+
+class Console:
+    """Shows events of a run as they come.
+
+    Args:
+        steps: Step names, in the plan's order; they set the width of the prefix.
+        stream: Where to write; standard output by default. Colours and the progress line only on a terminal, and not
+            when `NO_COLOR` is set (https://no-color.org).
+    """
+
+    def __init__(self, steps: Iterable[str], stream: TextIO | None = None) -> None:
+        """Counts the steps."""
+        self._steps = list(steps)
+        self._stream = stream or sys.stdout
+        self._terminal = bool(getattr(self._stream, "isatty", lambda: False)())
+        self._colour = self._terminal and "NO_COLOR" not in os.environ
+        self._width = min(max((len(step) for step in self._steps), default=0), 32)
+        self._colour_of = {step: _COLOURS[at % len(_COLOURS)] for at, step in enumerate(self._steps)}
+        self._started = time.monotonic()
+        self._running: set[str] = set()
+        self._done = self._failed = self._ended = 0
+        self._progress_shown = False
+
+    def handle(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Shows events; an empty batch only refreshes the progress line.
+
+        Args:
+            events: Events as `DockerRun.next_events` gives them.
+        """
+        lines: list[str] = []
+        for event in events:
+            self._show(event, lines)
+        text = "".join(lines)
+        if self._terminal:
+            erase = "\r\x1b[K" if self._progress_shown else ""
+            progress = self._progress() if self._ended < len(self._steps) else ""
+            self._progress_shown = bool(progress)
+            text = f"{erase}{text}{progress}"
+        if text:
+            self._write(text)
+
+    def close(self) -> None:
+        """Takes the progress line away."""
+        if self._progress_shown:
+            self._progress_shown = False
+            self._write("\r\x1b[K")
+
+    def summary(self, summary: Mapping[str, Any], run_directory: str) -> None:
+        """Prints what the run amounted to.
+
+        Args:
+            summary: `DockerRun.summary`.
+            run_directory: Where the logs are.
+        """
+        self.close()
+        counts: dict[str, int] = {}
+        for _, status in summary["steps"]:
+            counts[status] = counts.get(status, 0) + 1
+        steps = ", ".join(f"{count} {status}" for status, count in counts.items())
+        self._write(
+            f"Run {summary['status']} in {summary['duration']:.1f} s: {steps}; "
+            f"at most {summary['peak_parallelism']} at a time.\nLogs: {run_directory}\n"
+        )
+        if summary["left_running"]:
+            self._write(f"Still running: {', '.join(summary['left_running'])}\n")
+
+    def _show(self, event: Mapping[str, Any], lines: list[str]) -> None:
+        kind, step = event["kind"], event.get("step", "")
+        if kind == "log":
+            prefix = self._prefix(step)
+            lines.extend(f"{prefix}{line}\n" for line in event["text"].splitlines())
+        elif kind == "attempt_launched":
+            self._running.add(step)
+            if event["attempt"] > 1:
+                lines.append(self._note(step, f"attempt {event['attempt']}"))
+        elif kind == "attempt_started":
+            lines.append(self._note(step, "started"))
+        elif kind == "attempt_ended":
+            self._running.discard(step)
+            text = f"{describe_outcome(event['outcome'])} after {event['duration']:.1f} s"
+            lines.append(self._note(step, text, bad=event["outcome"]["kind"] != "completed"))
+        elif kind == "retry_scheduled":
+            lines.append(self._note(step, f"attempt {event['attempt']} follows in {event['delay']:.1f} s"))
+        elif kind == "step_finished":
+            self._ended += 1
+            self._done += event["status"] == "completed"
+            self._failed += event["status"] == "failed"
+            if event["status"] == "skipped":
+                lines.append(self._note(step, "skipped"))
+        elif kind == "stop_requested":
+            lines.append(self._paint(f"{event['reason']}\n", _RED))
+        elif kind == "warning":
+            lines.append(self._note(step, event["message"], bad=True))
+
+    def _prefix(self, step: str) -> str:
+        return self._paint(f"{step:<{self._width}} | ", self._colour_of.get(step, _DIM))
+
+    def _note(self, step: str, text: str, bad: bool = False) -> str:
+        return f"{self._prefix(step)}{self._paint(f'-- {text}', _RED if bad else _DIM)}\n"
+
+    def _progress(self) -> str:
+        waiting = len(self._steps) - self._ended - len(self._running)
+        elapsed = int(time.monotonic() - self._started)
+        return (
+            f"[{self._done} done, {len(self._running)} running, {max(waiting, 0)} waiting, {self._failed} failed, "
+            f"{elapsed // 60}:{elapsed % 60:02d}]"
+        )
+
+    def _paint(self, text: str, colour: int) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if self._colour else text
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError:
+            encoding = getattr(self._stream, "encoding", None) or "ascii"
+            self._stream.write(text.encode(encoding, "replace").decode(encoding))
+        self._stream.flush()

@@ -1,0 +1,75 @@
+"""Exceptions of the step engine. The Rust core raises them, too.
+
+Every message is one sentence for the user; the fields are for programs. No environment value ever stands in either.
+"""
+
+from __future__ import annotations
+
+
+class StepEngineError(Exception):
+    """Base of every exception of the step engine."""
+
+
+class PlanError(StepEngineError):
+    """A plan that cannot be run.
+
+    Attributes:
+        step: Name of the step to blame, if one is.
+        field: Path of the wrong field, such as `steps[3].retry.delay_seconds`; empty when no field is to blame.
+    """
+
+    def __init__(self, message: str, step: str | None = None, field: str = "") -> None:
+        """Stores the place that is wrong."""
+        super().__init__(message)
+        self.step = step
+        self.field = field
+
+
+class DockerError(StepEngineError):
+    """The engine could not do something.
+
+    Attributes:
+        operation: What was tried, such as `connect` or `pull`.
+    """
+
+    def __init__(self, message: str, operation: str = "") -> None:
+        """Stores the operation."""
+        super().__init__(message)
+        self.operation = operation
+
+
+class StepFailedError(StepEngineError):
+    """A step failed for good, and with it the run.
+
+    Attributes:
+        step: Name of the first step that failed.
+        outcome: How its last attempt ended: a dict with `kind` (`exited`, `out_of_memory`, `timed_out`,
+            `launch_failed`, `lost`) and what belongs to it, such as `code`.
+        log_tail: Last lines of its log, oldest first.
+    """
+
+    def __init__(
+        self, message: str, step: str = "", outcome: dict[str, object] | None = None, log_tail: list[str] | None = None
+    ) -> None:
+        """Stores what is known of the failure."""
+        super().__init__(message)
+        self.step = step
+        self.outcome = outcome or {}
+        self.log_tail = log_tail or []
+
+
+class RunInterruptedError(StepEngineError):
+    """The run was stopped before its end.
+
+    Attributes:
+        stopped: Names of the steps that were running.
+        left_running: Names of steps whose containers could not be stopped.
+    """
+
+    def __init__(
+        self, message: str, stopped: list[str] | None = None, left_running: list[str] | None = None
+    ) -> None:
+        """Stores what was stopped and what was not."""
+        super().__init__(message)
+        self.stopped = stopped or []
+        self.left_running = left_running or []

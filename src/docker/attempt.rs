@@ -1,0 +1,424 @@
+//! One attempt, top to bottom: obtain a container, start, stream, wait, settle, remove.
+//!
+//! [`cold`] obtains a container by creating it; a pool of warm ones may take its place. Everything from [`supervise`] on is
+//! the same for both.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bollard::container::{AttachContainerResults, LogOutput};
+use bollard::models::{ContainerState, ContainerStateStatusEnum};
+use bollard::query_parameters::WaitContainerOptionsBuilder;
+use futures_util::stream::StreamExt as _;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::container::{self, Container, Found, Place, RunIdentity};
+use super::engine::Engine;
+use super::error::{self, DockerError};
+use super::gpu::{GpuLease, GpuPool};
+use super::image::Images;
+use super::run_args::RunArgs;
+use super::spec::{ContainerSpec, KeepContainers};
+use crate::event::{AttemptDetails, Outcome};
+use crate::runner::{AttemptControl, AttemptSink, AttemptSpec, LogStream, StopForce};
+
+/// How long an engine may be away, for instance while it restarts, before its containers count as lost.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// After the end of the process, the log is over when nothing came for so long although the stream is open.
+const LOG_IDLE: Duration = Duration::from_secs(2);
+
+/// After the end of the process, the log is over, whatever still comes.
+const LOG_DRAIN: Duration = Duration::from_secs(60);
+
+/// SIGKILL is sent again after so long.
+const KILL_AGAIN: Duration = Duration::from_secs(10);
+
+/// Everything an attempt needs. Owned, so that the future of an attempt borrows nothing of the run.
+pub(super) struct Attempt {
+    pub(super) engine: Engine,
+    pub(super) images: Images,
+    pub(super) gpus: GpuPool,
+    pub(super) run: Arc<RunIdentity>,
+    pub(super) container: Arc<ContainerSpec>,
+    pub(super) spec: AttemptSpec,
+    pub(super) sink: Arc<dyn AttemptSink>,
+}
+
+/// A container that is ready to start, with its output attached.
+struct Ready {
+    container: Container,
+    image_id: Arc<str>,
+    attached: AttachContainerResults,
+    stop_signal: String,
+    // Held until the process is over.
+    lease: GpuLease,
+}
+
+/// How the process ended, as far as the engine tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Exit {
+    /// With a code; `after_outage` when the engine was away meanwhile.
+    Code { code: i64, after_outage: bool },
+    /// Its container was removed.
+    Gone,
+    /// Nobody can tell.
+    Unknown(String),
+}
+
+/// Runs an attempt. Returns its outcome, and the name of a container that could not be removed.
+pub(super) async fn run(attempt: &Attempt, mut control: AttemptControl) -> (Outcome, Option<String>) {
+    let Ready { container, image_id, attached, stop_signal, lease } = match cold(attempt, &mut control).await {
+        Ok(ready) => ready,
+        Err(outcome) => {
+            attempt.sink.settled(&outcome);
+            return (outcome, None);
+        }
+    };
+    let (outcome, started) = supervise(attempt, &container, &image_id, attached, &stop_signal, &mut control).await;
+    drop(lease);
+    attempt.sink.settled(&outcome);
+    let left = dispose(attempt, &container, &outcome, started).await;
+    (outcome, left)
+}
+
+/// Resolves the image, creates a container and attaches to it. On an error or a stop nothing is left behind.
+async fn cold(attempt: &Attempt, control: &mut AttemptControl) -> Result<Ready, Outcome> {
+    let Attempt { engine, spec, container: wanted, .. } = attempt;
+    if control.stop_force().is_some() {
+        return Err(Outcome::Stopped);
+    }
+    let arguments = RunArgs::parse(&wanted.run_args).map_err(launch_failed)?;
+    let platform = arguments.platform.clone().or_else(|| wanted.platform.clone());
+    let image = arguments.image.clone().unwrap_or_else(|| wanted.image.clone());
+    // Waiting for an image or for GPUs changes nothing in the engine, so a stop may drop it.
+    let image_id = tokio::select! {
+        biased;
+        () = control.stop_requested(StopForce::Graceful) => return Err(Outcome::Stopped),
+        resolved = attempt.images.resolve(wanted, &image, platform.as_deref()) => resolved.map_err(launch_failed)?,
+    };
+    let lease = tokio::select! {
+        biased;
+        () = control.stop_requested(StopForce::Graceful) => return Err(Outcome::Stopped),
+        lease = attempt.gpus.acquire(spec.demand.gpus) => lease.ok_or_else(|| too_few_gpus(attempt))?,
+    };
+    let stop_signal = match &arguments.body.stop_signal {
+        Some(signal) => signal.clone(),
+        None => "SIGTERM".to_owned(),
+    };
+    let place = Place { run: &attempt.run, step: &spec.name, attempt: spec.attempt };
+    let body = container::body(place, wanted, arguments, &image_id, spec.demand, lease.request());
+    // Creating is never dropped: a container whose id nobody has would stay.
+    let container =
+        Container::create(engine, place, wanted, platform.as_deref(), body).await.map_err(launch_failed)?;
+    let attached = if control.stop_force().is_some() { Err(Outcome::Stopped) } else { container.attach().await.map_err(launch_failed) };
+    match attached {
+        Ok(attached) => Ok(Ready { container, image_id, attached, stop_signal, lease }),
+        Err(outcome) => {
+            remove_or_warn(attempt, &container).await;
+            Err(outcome)
+        }
+    }
+}
+
+fn launch_failed(error: impl ToString) -> Outcome {
+    Outcome::LaunchFailed { reason: error.to_string() }
+}
+
+fn too_few_gpus(attempt: &Attempt) -> Outcome {
+    launch_failed(format!(
+        "step `{}` asks for {} GPUs and the engine offers {}; install the NVIDIA container toolkit or lower the request",
+        attempt.spec.name,
+        attempt.spec.demand.gpus,
+        attempt.engine.info().gpu_ids.len()
+    ))
+}
+
+/// From the start to the end of the process and of its log. Tells whether the process was started.
+async fn supervise(
+    attempt: &Attempt,
+    container: &Container,
+    image_id: &Arc<str>,
+    attached: AttachContainerResults,
+    stop_signal: &str,
+    control: &mut AttemptControl,
+) -> (Outcome, bool) {
+    if control.stop_force().is_some() {
+        return (Outcome::Stopped, false);
+    }
+    // Starting is never dropped either: nobody would know whether the process runs.
+    if let Err(error) = container.start().await {
+        let runs = error.is_engine_away() && matches!(patiently(container).await, Ok(Found::Here(state)) if was_started(&state));
+        if !runs {
+            let stopped = control.stop_force().is_some();
+            return (if stopped { Outcome::Stopped } else { launch_failed(error) }, false);
+        }
+    }
+    attempt.sink.started(AttemptDetails {
+        container_id: Some(container.id.clone()),
+        container_name: Some(container.name.clone()),
+        image_id: Some(image_id.to_string()),
+        log_path: None,
+    });
+    let mut log = Log::follow(Arc::clone(&attempt.sink), attached);
+    let (broken, mut reconnects) = mpsc::unbounded_channel();
+    let waiting = exit_of(container, broken);
+    tokio::pin!(waiting);
+    let mut signals = Signals::new(container, stop_signal, attempt);
+    let exit = loop {
+        tokio::select! {
+            biased;
+            exit = &mut waiting => break exit,
+            Some(()) = reconnects.recv() => log.reconnect(attempt, container).await,
+            () = control.stop_requested(signals.next_force()), if signals.more() => signals.send(control.stop_force()),
+            () = sleep_until(signals.due), if signals.is_due_set() => signals.send(Some(StopForce::Kill)),
+        }
+    };
+    log.drain().await;
+    (judge(attempt, container, exit, signals.sent).await, true)
+}
+
+/// The signals that an attempt has been sent, and those to come.
+struct Signals<'a> {
+    container: &'a Container,
+    attempt: &'a Attempt,
+    stop_signal: &'a str,
+    sent: Option<StopForce>,
+    due: Instant,
+    due_set: bool,
+}
+
+impl<'a> Signals<'a> {
+    fn new(container: &'a Container, stop_signal: &'a str, attempt: &'a Attempt) -> Self {
+        Self { container, attempt, stop_signal, sent: None, due: Instant::now(), due_set: false }
+    }
+
+    fn next_force(&self) -> StopForce {
+        if self.sent.is_none() { StopForce::Graceful } else { StopForce::Kill }
+    }
+
+    fn more(&self) -> bool {
+        self.sent < Some(StopForce::Kill)
+    }
+
+    fn is_due_set(&self) -> bool {
+        self.due_set
+    }
+
+    fn send(&mut self, force: Option<StopForce>) {
+        let Some(force) = force else { return };
+        self.sent = self.sent.max(Some(force));
+        let (signal, next) = match force {
+            StopForce::Graceful => (self.stop_signal.to_owned(), self.attempt.container.stop_grace()),
+            StopForce::Kill => ("SIGKILL".to_owned(), Some(KILL_AGAIN)),
+        };
+        self.due_set = next.is_some();
+        self.due = Instant::now() + next.unwrap_or_default();
+        // On its own: an engine that is slow to answer must not delay the end of the process being seen.
+        let (container, sink) = (self.container.clone(), Arc::clone(&self.attempt.sink));
+        tokio::spawn(async move {
+            let begin = Instant::now();
+            while let Err(error) = container.signal(&signal).await {
+                if !error.is_engine_away() || begin.elapsed() > ENGINE_PATIENCE {
+                    return sink.warning(error.to_string());
+                }
+                sleep(Duration::from_millis(500)).await;
+            }
+        });
+    }
+}
+
+/// Waits for the end of the process through outages of the engine. Says so whenever a connection was found broken while the
+/// process still ran.
+async fn exit_of(container: &Container, broken: mpsc::UnboundedSender<()>) -> Exit {
+    let mut after_outage = false;
+    loop {
+        let failure = match wait_once(container).await {
+            Ok(code) => return Exit::Code { code, after_outage },
+            Err(failure) => failure,
+        };
+        after_outage |= failure.is_engine_away();
+        match patiently(container).await {
+            Ok(Found::Gone) => return Exit::Gone,
+            Ok(Found::Here(state)) if has_ended(&state) => {
+                return Exit::Code { code: state.exit_code.unwrap_or(255), after_outage };
+            }
+            Ok(Found::Here(_)) => {
+                // Without a receiver the attempt is over, and nobody needs to know.
+                let _ = broken.send(());
+                sleep(Duration::from_millis(250)).await;
+            }
+            Err(error) => return Exit::Unknown(error.to_string()),
+        }
+    }
+}
+
+/// A non-zero exit code is an `Err` in bollard in one case and an `Ok` in another; here it is a code.
+async fn wait_once(container: &Container) -> Result<i64, DockerError> {
+    use bollard::errors::Error::{DockerContainerWaitError, IOError};
+
+    let options = WaitContainerOptionsBuilder::new().condition("not-running").build();
+    let mut stream = Box::pin(container.engine.docker.wait_container(&container.id, Some(options)));
+    let operation = || format!("wait for container {}", container.name);
+    match stream.next().await {
+        Some(Ok(response)) => Ok(response.status_code),
+        Some(Err(DockerContainerWaitError { code, .. })) => Ok(code),
+        Some(Err(error)) => Err(DockerError::of(operation())(error)),
+        None => {
+            let err = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+            Err(DockerError::of(operation())(IOError { err }))
+        }
+    }
+}
+
+/// Inspects a container; an engine that is away is asked again for a minute.
+async fn patiently(container: &Container) -> Result<Found, DockerError> {
+    let begin = Instant::now();
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match container.inspect().await {
+            Err(error) if error.is_engine_away() && begin.elapsed() < ENGINE_PATIENCE => {
+                sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(2));
+            }
+            answer => return answer,
+        }
+    }
+}
+
+fn was_started(state: &ContainerState) -> bool {
+    !matches!(state.status, None | Some(ContainerStateStatusEnum::CREATED | ContainerStateStatusEnum::EMPTY))
+}
+
+fn has_ended(state: &ContainerState) -> bool {
+    state.running != Some(true) && state.restarting != Some(true)
+}
+
+/// The output of a container on its way to the sink.
+struct Log {
+    pump: JoinHandle<()>,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Log {
+    fn follow(sink: Arc<dyn AttemptSink>, attached: AttachContainerResults) -> Self {
+        let bytes = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&bytes);
+        let pump = tokio::spawn(async move {
+            let AttachContainerResults { mut output, input } = attached;
+            // Kept: dropping it would close the connection for writing, which some engines take as an end.
+            let _input = input;
+            // An error is a broken connection; whoever waits for the exit finds out what that means.
+            while let Some(Ok(message)) = output.next().await {
+                let (stream, message) = match message {
+                    LogOutput::StdErr { message } => (LogStream::Stderr, message),
+                    LogOutput::StdOut { message } | LogOutput::Console { message } | LogOutput::StdIn { message } => {
+                        (LogStream::Stdout, message)
+                    }
+                };
+                count.fetch_add(message.len() as u64, Ordering::Relaxed);
+                sink.log(stream, message);
+            }
+        });
+        Self { pump, bytes }
+    }
+
+    async fn reconnect(&mut self, attempt: &Attempt, container: &Container) {
+        self.pump.abort();
+        match container.attach().await {
+            Ok(attached) => {
+                *self = Self::follow(Arc::clone(&attempt.sink), attached);
+                attempt.sink.warning("the connection to the engine broke; some output may be missing".to_owned());
+            }
+            Err(error) => attempt.sink.warning(format!("the output is not followed any longer: {error}")),
+        }
+    }
+
+    /// Waits for the rest of the output after the end of the process: until the stream ends, or is silent.
+    async fn drain(mut self) {
+        let end = Instant::now() + LOG_DRAIN;
+        let mut seen = self.bytes.load(Ordering::Relaxed);
+        while timeout(LOG_IDLE, &mut self.pump).await.is_err() {
+            let now = self.bytes.load(Ordering::Relaxed);
+            if now == seen || Instant::now() > end {
+                self.pump.abort();
+                return;
+            }
+            seen = now;
+        }
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.pump.abort();
+    }
+}
+
+/// One outcome out of what the engine says.
+async fn judge(attempt: &Attempt, container: &Container, exit: Exit, sent: Option<StopForce>) -> Outcome {
+    let (code, after_outage) = match exit {
+        Exit::Code { code: 0, .. } => return Outcome::Completed,
+        // Before the stop: whether the process is over is what nobody knows.
+        Exit::Unknown(reason) => return Outcome::Lost { reason },
+        _ if sent.is_some() => return Outcome::Stopped,
+        Exit::Gone => return lost("the container was removed by somebody else"),
+        Exit::Code { code, after_outage } => (code, after_outage),
+    };
+    let state = match container.inspect().await {
+        Ok(Found::Gone) => return lost("the container was removed by somebody else"),
+        Ok(Found::Here(state)) => state,
+        Err(error) => {
+            attempt.sink.warning(error.to_string());
+            return Outcome::Exited { code };
+        }
+    };
+    let out_of_memory = state.oom_killed == Some(true) || (code == 137 && oom_follows(container).await);
+    match code {
+        137 if out_of_memory => Outcome::OutOfMemory,
+        // These are how containers end with their engine; a failing step has other codes.
+        137 | 143 | 255 if after_outage => lost(&format!("the engine restarted and the container ended with exit code {code}")),
+        _ => {
+            if out_of_memory {
+                attempt.sink.warning("the memory limit was reached and a child process was killed".to_owned());
+            }
+            Outcome::Exited { code }
+        }
+    }
+}
+
+/// The kernel's report of a kill for memory takes its own way to the engine and may be later than the exit.
+async fn oom_follows(container: &Container) -> bool {
+    for pause in [20, 80, 200] {
+        sleep(Duration::from_millis(pause)).await;
+        match container.inspect().await {
+            Ok(Found::Here(state)) if state.oom_killed == Some(true) => return true,
+            Ok(Found::Here(_)) => {}
+            Ok(Found::Gone) | Err(_) => return false,
+        }
+    }
+    false
+}
+
+fn lost(reason: &str) -> Outcome {
+    Outcome::Lost { reason: reason.to_owned() }
+}
+
+/// Removes the container unless it is to be kept. Returns its name when it stays against our will.
+async fn dispose(attempt: &Attempt, container: &Container, outcome: &Outcome, started: bool) -> Option<String> {
+    let keep = match attempt.container.keep_containers {
+        KeepContainers::Never => false,
+        KeepContainers::Failed => started && !matches!(outcome, Outcome::Completed | Outcome::Stopped),
+        KeepContainers::Always => started,
+    };
+    if keep { None } else { remove_or_warn(attempt, container).await }
+}
+
+async fn remove_or_warn(attempt: &Attempt, container: &Container) -> Option<String> {
+    let error = container.remove().await.err()?;
+    attempt.sink.warning(error::one_line(&error.to_string()));
+    Some(container.name.clone())
+}

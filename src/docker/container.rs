@@ -1,0 +1,333 @@
+//! A container of ours: how it is described to the engine, created, attached, signalled, inspected and removed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use bollard::container::AttachContainerResults;
+use bollard::models::{
+    ContainerCreateBody, ContainerState, DeviceRequest, Mount, MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig,
+};
+use bollard::query_parameters::{
+    AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, KillContainerOptionsBuilder, RemoveContainerOptionsBuilder,
+};
+use tokio::time::sleep;
+
+use super::engine::Engine;
+use super::error::DockerError;
+use super::run_args::{RunArgs, Volume};
+use super::spec::ContainerSpec;
+use super::sweep;
+use crate::plan::Demand;
+
+/// Labels by which containers are found again, also by other processes.
+pub mod label {
+    /// Id of the run.
+    pub const RUN: &str = "step-engine.run";
+    /// Name of the step.
+    pub const STEP: &str = "step-engine.step";
+    /// Attempt number, from 1.
+    pub const ATTEMPT: &str = "step-engine.attempt";
+    /// Id of the orchestrator in ZenML.
+    pub const COMPONENT: &str = "step-engine.component";
+}
+
+/// How often a create whose answer was lost, or whose name was taken, is tried.
+const CREATE_TRIES: u32 = 5;
+
+/// Whose containers these are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RunIdentity {
+    /// Id of the run, as the orchestrator names it.
+    pub run_id: String,
+    /// Name of the pipeline, for the containers' names.
+    pub pipeline: String,
+    /// Id of the orchestrator in ZenML.
+    pub component: Option<String>,
+}
+
+/// One attempt's place in the run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) run: &'a RunIdentity,
+    pub(super) step: &'a str,
+    pub(super) attempt: u32,
+}
+
+impl Place<'_> {
+    fn labels(&self) -> HashMap<String, String> {
+        let mut labels = HashMap::from([
+            (label::RUN.to_owned(), self.run.run_id.clone()),
+            (label::STEP.to_owned(), self.step.to_owned()),
+            (label::ATTEMPT.to_owned(), self.attempt.to_string()),
+        ]);
+        if let Some(component) = &self.run.component {
+            labels.insert(label::COMPONENT.to_owned(), component.clone());
+        }
+        labels
+    }
+
+    /// `<pipeline>-<step>-<attempt>-<start of the run's id>`, in the characters that engines allow.
+    fn name(&self, hint: Option<&str>) -> String {
+        let clean = |text: &str, most: usize| {
+            let text: String = text
+                .chars()
+                .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-') { c } else { '_' })
+                .take(most)
+                .collect();
+            text.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
+        };
+        let run: String = self.run.run_id.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
+        let parts = [clean(&self.run.pipeline, 40), clean(hint.unwrap_or(self.step), 60), self.attempt.to_string(), run];
+        parts.iter().filter(|part| !part.is_empty()).map(String::as_str).collect::<Vec<_>>().join("-")
+    }
+}
+
+/// What the engine is told to create. Pure.
+pub(super) fn body(
+    place: Place<'_>,
+    spec: &ContainerSpec,
+    arguments: RunArgs,
+    image_id: &str,
+    demand: Demand,
+    gpus: Option<DeviceRequest>,
+) -> ContainerCreateBody {
+    let RunArgs { environment, labels, extra_hosts, volumes, mut body, mut host, .. } = arguments;
+
+    let mut variables = environment;
+    variables.extend(spec.environment.iter().map(|(name, value)| (name.clone(), Some(value.clone()))));
+    let assign = |(name, value): (String, Option<String>)| match value {
+        Some(value) => format!("{name}={value}"),
+        None => name, // the engine takes the image's variable away
+    };
+    body.env = Some(variables.into_iter().map(assign).collect());
+
+    let mut all_labels: HashMap<_, _> = labels.into_iter().chain(spec.labels.clone()).collect();
+    all_labels.extend(place.labels());
+    body.labels = Some(all_labels);
+
+    body.image = Some(image_id.to_owned());
+    body.entrypoint = (!spec.entrypoint.is_empty()).then(|| spec.entrypoint.clone());
+    body.cmd = (!spec.command.is_empty()).then(|| spec.command.clone());
+    body.user = body.user.or_else(|| spec.user.clone());
+    body.working_dir = body.working_dir.or_else(|| spec.working_dir.clone());
+    body.attach_stdout = Some(true);
+    body.attach_stderr = Some(true);
+    body.tty = Some(false);
+    #[expect(clippy::cast_possible_truncation, reason = "at most a day of seconds")]
+    let stop_timeout = spec.stop_grace().map(|grace| grace.as_secs_f64().ceil() as i64);
+    body.stop_timeout = stop_timeout;
+
+    host.network_mode = host.network_mode.or_else(|| spec.network.clone());
+    let shares_network = host.network_mode.as_deref().is_some_and(|mode| mode.starts_with("container:"));
+    let mut hosts = extra_hosts;
+    hosts.extend(spec.extra_hosts.clone());
+    // In another container's network its hosts file counts, and the engine refuses one of our own.
+    if !hosts.is_empty() && !shares_network {
+        host.extra_hosts = Some(hosts.iter().map(|(name, address)| format!("{name}:{address}")).collect());
+    }
+    host.shm_size = host.shm_size.or_else(|| spec.shm_size_bytes.map(signed));
+    host.init = host.init.or(Some(true));
+
+    let mut by_target: BTreeMap<String, Volume> = volumes.into_iter().map(|v| (v.target.clone(), v)).collect();
+    for volume in &spec.volumes {
+        let mode = if volume.read_only { "ro" } else { "rw" }.to_owned();
+        let volume = Volume { source: volume.source.clone(), target: volume.target.clone(), mode };
+        by_target.insert(volume.target.clone(), volume);
+    }
+    // Mounts rather than binds where the mode allows it: the engine creates the missing source of a bind as an empty
+    // directory of root, and refuses that of a mount.
+    for volume in by_target.into_values() {
+        match volume.mode.as_str() {
+            "rw" | "ro" | "" => {
+                let mount = mount(volume, host.volume_driver.as_deref());
+                host.mounts.get_or_insert_default().push(mount);
+            }
+            _ => {
+                let bind = format!("{}:{}:{}", volume.source, volume.target, volume.mode);
+                host.binds.get_or_insert_default().push(bind);
+            }
+        }
+    }
+
+    if spec.enforce_limits {
+        if demand.cpu_millis > 0 && host.nano_cpus.is_none() && host.cpu_quota.is_none() && host.cpu_period.is_none() {
+            host.nano_cpus = Some(signed(demand.cpu_millis.saturating_mul(1_000_000)));
+        }
+        if demand.memory_bytes > 0 && host.memory.is_none() {
+            host.memory = Some(signed(demand.memory_bytes));
+            // The default is twice the memory: the limit would be one of memory and as much swap.
+            host.memory_swap = host.memory_swap.or(host.memory);
+        }
+    }
+    host.device_requests.get_or_insert_default().extend(gpus);
+
+    let says_otherwise = host.security_opt.iter().flatten().any(|option| option.starts_with("no-new-privileges"));
+    if !says_otherwise && host.privileged != Some(true) {
+        host.security_opt.get_or_insert_default().push("no-new-privileges".to_owned());
+    }
+    body.host_config = Some(host);
+    body
+}
+
+fn mount(volume: Volume, driver: Option<&str>) -> Mount {
+    let is_path = volume.source.starts_with('/') || volume.source.get(1..3).is_some_and(|drive| drive == ":\\");
+    let driver_config = driver.filter(|_| !is_path).map(|name| MountVolumeOptions {
+        driver_config: Some(MountVolumeOptionsDriverConfig { name: Some(name.to_owned()), ..Default::default() }),
+        ..Default::default()
+    });
+    Mount {
+        target: Some(volume.target),
+        source: Some(volume.source),
+        typ: Some(if is_path { MountType::BIND } else { MountType::VOLUME }),
+        read_only: Some(volume.mode == "ro"),
+        volume_options: driver_config,
+        ..Default::default()
+    }
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// A container that the engine has.
+#[derive(Debug, Clone)]
+pub(super) struct Container {
+    pub(super) engine: Engine,
+    pub(super) id: String,
+    pub(super) name: String,
+}
+
+/// What the engine says about a container.
+pub(super) enum Found {
+    /// It has it.
+    Here(ContainerState),
+    /// It does not have it, or is removing it.
+    Gone,
+}
+
+impl Container {
+    /// Creates the container. A name that is taken gets a suffix. When the engine's answer is lost, what it may have created
+    /// is removed by its labels before the next try.
+    pub(super) async fn create(
+        engine: &Engine,
+        place: Place<'_>,
+        spec: &ContainerSpec,
+        platform: Option<&str>,
+        body: ContainerCreateBody,
+    ) -> Result<Self, DockerError> {
+        let wanted = place.name(spec.name_hint.as_deref());
+        let mut name = wanted.clone();
+        let mut tries = 1;
+        loop {
+            let mut options = CreateContainerOptionsBuilder::new().name(&name);
+            if let Some(platform) = platform {
+                options = options.platform(platform);
+            }
+            let error = match engine.docker.create_container(Some(options.build()), body.clone()).await {
+                Ok(created) => return Ok(Self { engine: engine.clone(), id: created.id, name }),
+                Err(error) => DockerError::of(format!("create the container of step `{}`", place.step))(error),
+            };
+            if tries >= CREATE_TRIES {
+                return Err(error);
+            }
+            match error.status() {
+                // 409 has other meanings; only the taken name has this text.
+                Some(409) if error.to_string().contains("is already in use") => {
+                    tries += 1;
+                    name = format!("{wanted}-{tries}");
+                }
+                _ if error.is_engine_away() => {
+                    tries += 1;
+                    sleep(Duration::from_millis(500)).await;
+                    sweep::remove_attempt(engine, place).await?;
+                }
+                _ => return Err(explain_create(error, place.step)),
+            }
+        }
+    }
+
+    /// Attaches to both output streams. Before the start this loses nothing.
+    pub(super) async fn attach(&self) -> Result<AttachContainerResults, DockerError> {
+        let options = AttachContainerOptionsBuilder::new().stream(true).stdout(true).stderr(true).build();
+        let attached = self.engine.docker.attach_container(&self.id, Some(options)).await;
+        attached.map_err(DockerError::of(format!("attach to container {}", self.name)))
+    }
+
+    pub(super) async fn start(&self) -> Result<(), DockerError> {
+        let started = self.engine.docker.start_container(&self.id, None).await;
+        started.map_err(DockerError::of(format!("start container {}", self.name)))
+    }
+
+    /// Sends a signal. A container that has ended needs none.
+    pub(super) async fn signal(&self, signal: &str) -> Result<(), DockerError> {
+        let options = KillContainerOptionsBuilder::new().signal(signal).build();
+        match self.engine.docker.kill_container(&self.id, Some(options)).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let error = DockerError::of(format!("send {signal} to container {}", self.name))(error);
+                if matches!(error.status(), Some(404 | 409)) { Ok(()) } else { Err(error) }
+            }
+        }
+    }
+
+    pub(super) async fn inspect(&self) -> Result<Found, DockerError> {
+        match self.engine.docker.inspect_container(&self.id, None).await {
+            Ok(found) => Ok(match found.state {
+                Some(state) if is_going(&state) => Found::Gone,
+                state => Found::Here(state.unwrap_or_default()),
+            }),
+            Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => Ok(Found::Gone),
+            Err(error) => Err(DockerError::of(format!("inspect container {}", self.name))(error)),
+        }
+    }
+
+    /// Removes the container and its anonymous volumes, killing it when it runs.
+    pub(super) async fn remove(&self) -> Result<(), DockerError> {
+        remove(&self.engine, &self.id, &self.name).await
+    }
+}
+
+/// Whether somebody is removing it: then its end tells nothing about the step.
+fn is_going(state: &ContainerState) -> bool {
+    use bollard::models::ContainerStateStatusEnum::{DEAD, REMOVING};
+
+    state.dead == Some(true) || matches!(state.status, Some(REMOVING | DEAD))
+}
+
+/// Removes a container, however busy the engine is with it. One that is gone is removed.
+pub(super) async fn remove(engine: &Engine, id: &str, name: &str) -> Result<(), DockerError> {
+    const TRIES: u32 = 10;
+
+    let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+    let mut pause = Duration::from_millis(100);
+    for last in (0..TRIES).map(|at| at + 1 == TRIES) {
+        let Err(error) = engine.docker.remove_container(id, Some(options.clone())).await else { return Ok(()) };
+        let error = DockerError::of(format!("remove container {name}"))(error);
+        match error.status() {
+            Some(404) => return Ok(()),
+            // In progress elsewhere, or a mount that is still busy.
+            Some(409 | 500) if !last => {}
+            None if error.is_engine_away() && !last => {}
+            _ => return Err(error),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(5));
+    }
+    Ok(())
+}
+
+/// Says what the engine's text means where it does not say so itself.
+fn explain_create(error: DockerError, step: &str) -> DockerError {
+    let DockerError::Refused { operation, status, message } = error else { return error };
+    let message = match message.split_once("bind source path does not exist: ") {
+        Some((_, path)) => format!(
+            "the volume source `{}` does not exist on the engine's host; create it or correct the volumes of step `{step}`",
+            path.trim()
+        ),
+        None => message,
+    };
+    DockerError::Refused { operation, status, message }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,271 @@
+//! A connection to an engine, and what the engine is.
+
+use std::sync::Arc;
+
+use bollard::models::SystemInfo;
+use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker};
+use http::HeaderValue;
+use serde::Serialize;
+
+use super::endpoint::{self, Address, Endpoint, Surroundings};
+use super::error::{self, DockerError};
+use super::gpu;
+use crate::plan::Capacity;
+
+/// The oldest API that will do: Docker 20.10, the first with `host-gateway`, and a platform when creating a container.
+pub const MINIMUM_API: (usize, usize) = (1, 41);
+
+/// Waiting time for the engine's answer, in seconds. Creating on a busy disk takes long.
+const REQUEST_TIMEOUT_SECONDS: u64 = 120;
+
+/// Choices that the surroundings do not make.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectOptions {
+    /// Address in the form of `DOCKER_HOST`; beats everything else.
+    pub host: Option<String>,
+    /// Ids of the GPUs that steps may use; none looks for them.
+    pub gpu_ids: Option<Vec<String>>,
+}
+
+/// What an engine is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EngineInfo {
+    /// Its address.
+    pub address: String,
+    /// Where the address was found.
+    pub origin: String,
+    /// Version of the server.
+    pub server_version: String,
+    /// API version spoken.
+    pub api_version: String,
+    /// `linux` or `windows`.
+    pub os: String,
+    /// Machine, such as `x86_64`.
+    pub architecture: String,
+    /// Number of CPUs.
+    pub cpus: u64,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Ids of the GPUs that steps may use.
+    pub gpu_ids: Vec<String>,
+    /// Whether the engine runs without root: root in a container is then the engine's user.
+    pub rootless: bool,
+    /// Whether the address says that the engine runs on this machine.
+    pub local: bool,
+    /// Whether it can limit memory and CPU.
+    pub limits_supported: bool,
+}
+
+impl EngineInfo {
+    /// What steps may take together.
+    #[must_use]
+    pub fn capacity(&self) -> Capacity {
+        Capacity {
+            cpu_millis: self.cpus.saturating_mul(1000),
+            memory_bytes: self.memory_bytes,
+            gpus: u32::try_from(self.gpu_ids.len()).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// A connection to an engine. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    pub(super) docker: Docker,
+    info: Arc<EngineInfo>,
+    around: Arc<Surroundings>,
+}
+
+impl Engine {
+    /// Finds the engine as the `docker` command does, and asks what it is.
+    ///
+    /// # Errors
+    /// [`DockerError`]: a choice of the user that cannot be used, no engine, no permission, an engine too old.
+    pub async fn connect(options: ConnectOptions) -> Result<Self, DockerError> {
+        Self::connect_from(Surroundings::of_process(), options).await
+    }
+
+    /// As [`Self::connect`] with surroundings of one's own.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub async fn connect_from(around: Surroundings, options: ConnectOptions) -> Result<Self, DockerError> {
+        let mut tried = Vec::new();
+        let mut denied = None;
+        for endpoint in endpoint::candidates(&around, options.host.as_deref())? {
+            match Self::open(&endpoint).await {
+                Ok(docker) => return Self::describe(docker, endpoint, around, options.gpu_ids).await,
+                Err(Failure::Fatal(error)) => return Err(error),
+                Err(Failure::Denied) => {
+                    tried.push(format!("{} from {}: permission denied", endpoint.address, endpoint.origin));
+                    denied.get_or_insert(endpoint.address.to_string());
+                }
+                Err(Failure::Away(message)) => {
+                    tried.push(format!("{} from {}: {message}", endpoint.address, endpoint.origin));
+                }
+            }
+        }
+        match denied {
+            Some(endpoint) => Err(DockerError::PermissionDenied { endpoint }),
+            None => Err(DockerError::NoEngine { tried }),
+        }
+    }
+
+    /// What the engine is.
+    #[must_use]
+    pub fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    pub(super) fn surroundings(&self) -> &Surroundings {
+        &self.around
+    }
+
+    async fn open(endpoint: &Endpoint) -> Result<Docker, Failure> {
+        let docker = client(&endpoint.address).map_err(|error| Failure::of(error, endpoint))?;
+        let docker = docker.with_request_modifier(url_safe_registry_auth);
+        docker.negotiate_version().await.map_err(|error| Failure::of(error, endpoint))
+    }
+
+    async fn describe(
+        docker: Docker,
+        endpoint: Endpoint,
+        around: Surroundings,
+        gpu_ids: Option<Vec<String>>,
+    ) -> Result<Self, DockerError> {
+        let version = docker.version().await.map_err(DockerError::of("ask the engine for its version"))?;
+        let found = version.api_version.unwrap_or_default();
+        if !is_at_least(&found, MINIMUM_API) {
+            let needed = format!("{}.{}", MINIMUM_API.0, MINIMUM_API.1);
+            return Err(DockerError::EngineTooOld { endpoint: endpoint.address.to_string(), found, needed });
+        }
+        let system = docker.info().await.map_err(DockerError::of("ask the engine what it is"))?;
+        let local = endpoint.address.is_local();
+        let gpu_ids = match gpu_ids {
+            Some(ids) => ids,
+            None => gpu::detect(&system, local).await,
+        };
+        let spoken = docker.client_version();
+        let info = EngineInfo {
+            address: endpoint.address.to_string(),
+            origin: endpoint.origin,
+            api_version: format!("{}.{}", spoken.major_version, spoken.minor_version),
+            gpu_ids,
+            local,
+            ..plain_info(&system, version.version)
+        };
+        Ok(Self { docker, info: Arc::new(info), around: Arc::new(around) })
+    }
+}
+
+fn plain_info(system: &SystemInfo, version: Option<String>) -> EngineInfo {
+    let count = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok()).unwrap_or_default();
+    let rootless = system.security_options.iter().flatten().any(|option| option.split(',').any(|part| part == "name=rootless"));
+    EngineInfo {
+        address: String::new(),
+        origin: String::new(),
+        server_version: version.or_else(|| system.server_version.clone()).unwrap_or_default(),
+        api_version: String::new(),
+        os: system.os_type.clone().unwrap_or_default(),
+        architecture: system.architecture.clone().unwrap_or_default(),
+        cpus: count(system.ncpu),
+        memory_bytes: count(system.mem_total),
+        gpu_ids: Vec::new(),
+        rootless,
+        local: false,
+        limits_supported: system.memory_limit.unwrap_or(true) && system.cpu_cfs_quota.unwrap_or(true),
+    }
+}
+
+enum Failure {
+    /// Not here; another place may do.
+    Away(String),
+    /// Here, but not for this user.
+    Denied,
+    /// No other place can do better.
+    Fatal(DockerError),
+}
+
+impl Failure {
+    fn of(error: bollard::errors::Error, endpoint: &Endpoint) -> Self {
+        use std::io::ErrorKind;
+
+        match error::io_kind(&error) {
+            Some(ErrorKind::PermissionDenied) => Self::Denied,
+            Some(ErrorKind::NotFound) => Self::Away("does not exist".to_owned()),
+            Some(ErrorKind::ConnectionRefused) => Self::Away("connection refused".to_owned()),
+            _ if matches!(error, bollard::errors::Error::SocketNotFoundError(_)) => Self::Away("does not exist".to_owned()),
+            _ if error::is_away(&error) => Self::Away(error::chain(&error)),
+            _ => Self::Fatal(DockerError::configuration(endpoint.origin.clone(), error::chain(&error))),
+        }
+    }
+}
+
+fn client(address: &Address) -> Result<Docker, bollard::errors::Error> {
+    match address {
+        #[cfg(unix)]
+        Address::Unix(path) => {
+            Docker::connect_with_unix(&path.to_string_lossy(), REQUEST_TIMEOUT_SECONDS, API_DEFAULT_VERSION)
+        }
+        #[cfg(windows)]
+        Address::Pipe(name) => Docker::connect_with_named_pipe(name, REQUEST_TIMEOUT_SECONDS, API_DEFAULT_VERSION),
+        Address::Tcp(host) => {
+            Docker::connect_with_http(&format!("tcp://{host}"), REQUEST_TIMEOUT_SECONDS, API_DEFAULT_VERSION)
+        }
+        Address::Tls { host, certificates } => {
+            // Without a choice, two linked crypto providers make rustls panic. A choice made before us is as good.
+            drop(rustls::crypto::ring::default_provider().install_default());
+            Docker::connect_with_ssl(
+                &format!("tcp://{host}"),
+                &certificates.join("key.pem"),
+                &certificates.join("cert.pem"),
+                &certificates.join("ca.pem"),
+                REQUEST_TIMEOUT_SECONDS,
+                API_DEFAULT_VERSION,
+            )
+        }
+        #[cfg(not(windows))]
+        Address::Pipe(_) => Err(bollard::errors::Error::UnsupportedURISchemeError { uri: address.to_string() }),
+        #[cfg(not(unix))]
+        Address::Unix(_) => Err(bollard::errors::Error::UnsupportedURISchemeError { uri: address.to_string() }),
+    }
+}
+
+/// The engine reads `X-Registry-Auth` as URL-safe base64 and takes a header that it cannot read as no credentials; bollard
+/// 0.21 writes the standard alphabet, which differs as soon as a password has a `>`, `?` or `~` in the wrong place.
+fn url_safe_registry_auth(mut request: BollardRequest) -> BollardRequest {
+    if let Some(header) = request.headers_mut().get_mut("X-Registry-Auth") {
+        let fixed = header.to_str().ok().map(|text| text.replace('+', "-").replace('/', "_"));
+        if let Some(mut fixed) = fixed.and_then(|text| HeaderValue::from_str(&text).ok()) {
+            fixed.set_sensitive(true);
+            *header = fixed;
+        }
+    }
+    request
+}
+
+fn is_at_least(version: &str, minimum: (usize, usize)) -> bool {
+    let mut parts = version.split('.').map(|part| part.parse::<usize>().ok());
+    match (parts.next().flatten(), parts.next().flatten()) {
+        (Some(major), Some(minor)) => (major, minor) >= minimum,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_numbers_not_text() {
+        assert!(is_at_least("1.41", MINIMUM_API) && is_at_least("1.100", MINIMUM_API) && is_at_least("2.0", MINIMUM_API));
+        assert!(!is_at_least("1.40", MINIMUM_API) && !is_at_least("1.9", MINIMUM_API) && !is_at_least("", MINIMUM_API));
+    }
+
+    #[test]
+    fn rootless_is_read_from_the_security_options() {
+        let with = |option: &str| plain_info(&SystemInfo { security_options: Some(vec![option.to_owned()]), ..Default::default() }, None);
+        assert!(with("name=rootless").rootless);
+        assert!(!with("name=seccomp,profile=default").rootless);
+    }
+}

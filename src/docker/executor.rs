@@ -1,0 +1,95 @@
+//! [`Executor`] on an engine: every attempt in a container of its own.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::attempt::{self, Attempt};
+use super::container::RunIdentity;
+use super::engine::Engine;
+use super::error::DockerError;
+use super::gpu::GpuPool;
+use super::image::{Images, PullObserver};
+use super::spec::ContainerSpec;
+use super::sweep;
+use crate::event::Outcome;
+use crate::runner::{AttemptControl, AttemptSink, AttemptSpec, Executor};
+
+/// Runs the attempts of one run in containers.
+pub struct DockerExecutor {
+    engine: Engine,
+    run: Arc<RunIdentity>,
+    containers: BTreeMap<String, Arc<ContainerSpec>>,
+    images: Images,
+    gpus: GpuPool,
+    unremoved: Mutex<Vec<String>>,
+}
+
+impl DockerExecutor {
+    /// An executor of a run; `containers` by step name.
+    ///
+    /// # Errors
+    /// [`DockerError::InvalidSpec`] with the step and the field, before anything is created.
+    pub fn new(
+        engine: Engine,
+        run: RunIdentity,
+        containers: impl IntoIterator<Item = (String, ContainerSpec)>,
+        pull_observer: Option<PullObserver>,
+    ) -> Result<Self, DockerError> {
+        let containers = containers
+            .into_iter()
+            .map(|(step, spec)| match spec.validate() {
+                Ok(()) => Ok((step, Arc::new(spec))),
+                Err(DockerError::InvalidSpec { field, message }) => {
+                    Err(DockerError::spec(format!("step `{step}`, {field}"), message))
+                }
+                Err(other) => Err(other),
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            images: Images::new(engine.clone(), pull_observer),
+            gpus: GpuPool::new(&engine.info().gpu_ids),
+            run: Arc::new(run),
+            containers,
+            engine,
+            unremoved: Mutex::default(),
+        })
+    }
+
+    /// The engine.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+impl Executor for DockerExecutor {
+    async fn run(self: Arc<Self>, spec: AttemptSpec, control: AttemptControl, sink: Arc<dyn AttemptSink>) -> Outcome {
+        let Some(container) = self.containers.get(&*spec.name) else {
+            let outcome = Outcome::LaunchFailed { reason: format!("step `{}` has no container specification", spec.name) };
+            sink.settled(&outcome);
+            return outcome;
+        };
+        let attempt = Attempt {
+            engine: self.engine.clone(),
+            images: self.images.clone(),
+            gpus: self.gpus.clone(),
+            run: Arc::clone(&self.run),
+            container: Arc::clone(container),
+            spec,
+            sink,
+        };
+        let (outcome, left) = attempt::run(&attempt, control).await;
+        self.unremoved.lock().unwrap_or_else(PoisonError::into_inner).extend(left);
+        outcome
+    }
+
+    async fn close(self: Arc<Self>) -> Vec<String> {
+        let mut left = std::mem::take(&mut *self.unremoved.lock().unwrap_or_else(PoisonError::into_inner));
+        // An attempt that was abandoned may have left a process that runs.
+        let present = sweep::list(&self.engine, &self.run.run_id).await.unwrap_or_default();
+        left.extend(present.into_iter().filter(|container| container.running).map(|container| container.name));
+        left.sort();
+        left.dedup();
+        left
+    }
+}

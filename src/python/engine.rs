@@ -1,0 +1,191 @@
+//! `DockerEngine`.
+
+use std::future::Future;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use tokio::runtime::Runtime;
+
+use super::errors::{docker_error, engine_error};
+use crate::docker::{self, ConnectOptions, DockerError, Engine, PullObserver};
+use crate::schedule::StopForce;
+
+/// Between two looks at Python's signals.
+pub(super) const SLICE: Duration = Duration::from_millis(100);
+
+/// A tokio runtime that is never waited for when its last owner goes.
+pub(super) struct Host {
+    runtime: Option<Runtime>,
+    process: u32,
+}
+
+impl Host {
+    fn new() -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("step-engine")
+            .enable_all()
+            .build()?;
+        Ok(Self { runtime: Some(runtime), process: std::process::id() })
+    }
+
+    /// The runtime, unless this process is a fork of the one that made it: its threads do not exist here.
+    pub(super) fn runtime(&self, py: Python<'_>) -> PyResult<&Runtime> {
+        match &self.runtime {
+            Some(runtime) if self.process == std::process::id() => Ok(runtime),
+            _ => Err(engine_error(py, "This engine was made in another process; make a new DockerEngine after a fork.")),
+        }
+    }
+
+    /// Runs a future to its end, attending to Python's signals meanwhile.
+    pub(super) fn wait<T: Send + 'static>(
+        &self,
+        py: Python<'_>,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> PyResult<T> {
+        let (sender, receiver) = mpsc::channel();
+        let task = self.runtime(py)?.spawn(async move {
+            // Fails only when the caller was interrupted.
+            let _ = sender.send(future.await);
+        });
+        let receiver = std::sync::Mutex::new(receiver);
+        loop {
+            let answer = py.detach(|| {
+                receiver.lock().unwrap_or_else(std::sync::PoisonError::into_inner).recv_timeout(SLICE)
+            });
+            match answer {
+                Ok(value) => return Ok(value),
+                Err(mpsc::RecvTimeoutError::Timeout) => py.check_signals().inspect_err(|_| task.abort())?,
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(engine_error(py, "An operation of the step engine ended without an answer; this is a bug."));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let Some(runtime) = self.runtime.take() else { return };
+        if self.process == std::process::id() {
+            runtime.shutdown_background();
+        } else {
+            std::mem::forget(runtime);
+        }
+    }
+}
+
+/// A Docker engine.
+#[pyclass(module = "step_engine._native", frozen)]
+pub(super) struct DockerEngine {
+    pub(super) host: Arc<Host>,
+    pub(super) engine: Engine,
+}
+
+#[pymethods]
+impl DockerEngine {
+    #[new]
+    fn new(py: Python<'_>) -> PyResult<Self> {
+        let host = Host::new().map_err(|error| engine_error(py, format!("No threads could be started: {error}")))?;
+        let engine = host
+            .wait(py, Engine::connect(ConnectOptions::default()))?
+            .map_err(|error| docker_error(py, &error))?;
+        Ok(Self { host: Arc::new(host), engine })
+    }
+
+    fn info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let info = self.engine.info();
+        let capacity = info.capacity();
+        let dict = PyDict::new(py);
+        dict.set_item("address", &info.address)?;
+        dict.set_item("server_version", &info.server_version)?;
+        dict.set_item("api_version", &info.api_version)?;
+        dict.set_item("platform", format!("{}/{}", info.os, info.architecture))?;
+        dict.set_item("cpu_millis", capacity.cpu_millis)?;
+        dict.set_item("memory_bytes", capacity.memory_bytes)?;
+        dict.set_item("gpus", capacity.gpus)?;
+        dict.set_item("rootless", info.rootless)?;
+        dict.set_item("local", info.local)?;
+        Ok(dict)
+    }
+
+    #[pyo3(signature = (reference, *, pull_policy="missing", platform=None, progress=None))]
+    fn image_id(
+        &self,
+        py: Python<'_>,
+        reference: String,
+        pull_policy: &str,
+        platform: Option<String>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<String> {
+        let policy = serde_json::from_value(serde_json::Value::from(pull_policy))
+            .map_err(|_| engine_error(py, format!("pull_policy must be missing, always or never, got {pull_policy}.")))?;
+        let (sender, lines) = mpsc::channel::<String>();
+        let observer: PullObserver = Arc::new(move |report| {
+            let _ = sender.send(report.to_string());
+        });
+        let engine = self.engine.clone();
+        let future =
+            async move { docker::image_id(&engine, &reference, policy, platform.as_deref(), Some(observer)).await };
+        let (answer_sender, answer) = mpsc::channel();
+        let task = self.host.runtime(py)?.spawn(async move {
+            let _ = answer_sender.send(future.await);
+        });
+        let ends = std::sync::Mutex::new(answer);
+        loop {
+            let answer =
+                py.detach(|| ends.lock().unwrap_or_else(std::sync::PoisonError::into_inner).recv_timeout(SLICE));
+            if let Some(progress) = &progress {
+                for line in lines.try_iter() {
+                    progress.call1(py, (line,))?;
+                }
+            }
+            match answer {
+                Ok(answer) => return answer.map_err(|error: Arc<DockerError>| docker_error(py, &error)),
+                Err(mpsc::RecvTimeoutError::Timeout) => py.check_signals().inspect_err(|_| task.abort())?,
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(engine_error(py, "The look for an image ended without an answer; this is a bug."));
+                }
+            }
+        }
+    }
+
+    fn containers<'py>(&self, py: Python<'py>, run_id: String) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let engine = self.engine.clone();
+        let found = self
+            .host
+            .wait(py, async move { docker::sweep::list(&engine, &run_id).await })?
+            .map_err(|error| docker_error(py, &error))?;
+        found
+            .into_iter()
+            .map(|container| {
+                let state = match (container.running, container.created) {
+                    (true, _) => "running",
+                    (false, true) => "created",
+                    (false, false) => "exited",
+                };
+                let dict = PyDict::new(py);
+                dict.set_item("id", container.id)?;
+                dict.set_item("name", container.name)?;
+                dict.set_item("step", container.step)?;
+                dict.set_item("attempt", container.attempt)?;
+                dict.set_item("state", state)?;
+                dict.set_item("exit_code", container.exit_code)?;
+                Ok(dict)
+            })
+            .collect()
+    }
+
+    #[pyo3(signature = (run_id, *, force, grace_seconds=10.0))]
+    fn stop_run(&self, py: Python<'_>, run_id: String, force: bool, grace_seconds: f64) -> PyResult<Vec<String>> {
+        let grace = Duration::try_from_secs_f64(grace_seconds)
+            .map_err(|_| engine_error(py, format!("grace_seconds must be 0 or more, got {grace_seconds}.")))?;
+        let force = if force { StopForce::Kill } else { StopForce::Graceful };
+        let engine = self.engine.clone();
+        self.host
+            .wait(py, async move { docker::sweep::stop(&engine, &run_id, force, grace).await })?
+            .map_err(|error| docker_error(py, &error))
+    }
+}

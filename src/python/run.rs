@@ -1,0 +1,241 @@
+//! `DockerRun`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use tokio::sync::{mpsc, oneshot};
+
+use super::engine::{DockerEngine, Host, SLICE};
+use super::errors::{docker_error, engine_error, from_python, plan_error};
+use crate::docker::{ContainerSpec, DockerExecutor, RunIdentity};
+use crate::event::{RunEvent, RunSummary};
+use crate::plan::{Admission, Plan, PlanError, PlanSpec};
+use crate::runner::{Notice, NoticeReceiver, NoticeSender, Run, RunOver, drive, notices};
+use crate::schedule::{CancelReason, Verdict};
+
+/// Events delivered in one batch at most.
+const BATCH: usize = 4096;
+
+/// One run of a plan on an engine.
+#[pyclass(module = "step_engine._native", frozen)]
+pub(super) struct DockerRun {
+    host: Arc<Host>,
+    warnings: Vec<String>,
+    max_parallelism: u32,
+    cancels: mpsc::UnboundedSender<CancelReason>,
+    waiting: Mutex<Option<Waiting>>,
+    notices: Mutex<NoticeReceiver>,
+    judgements: Mutex<HashMap<(String, u32), oneshot::Sender<Verdict>>>,
+    finished: AtomicBool,
+    summary: Mutex<Option<RunSummary>>,
+}
+
+/// What `start` consumes.
+struct Waiting {
+    run: Run,
+    executor: Arc<DockerExecutor>,
+    cancels: mpsc::UnboundedReceiver<CancelReason>,
+    notices: NoticeSender,
+}
+
+#[pymethods]
+impl DockerRun {
+    #[new]
+    #[pyo3(signature = (engine, plan, containers, *, run_directory=None, component=String::new()))]
+    fn new(
+        py: Python<'_>,
+        engine: &DockerEngine,
+        plan: &Bound<'_, PyAny>,
+        containers: &Bound<'_, PyAny>,
+        run_directory: Option<PathBuf>,
+        component: String,
+    ) -> PyResult<Self> {
+        let spec: PlanSpec = from_python(plan, "").map_err(|error| plan_error(py, &error))?;
+        let plan = Plan::new(spec).map_err(|error| plan_error(py, &error))?;
+        let specs = specs_of(&plan, containers).map_err(|error| plan_error(py, &error))?;
+        let capacity = engine.engine.info().capacity();
+        let admission = Admission::new(&plan, capacity).map_err(|error| plan_error(py, &error))?;
+        let identity = RunIdentity {
+            run_id: plan.run_id.clone(),
+            pipeline: plan.pipeline.clone(),
+            component: (!component.is_empty()).then_some(component),
+        };
+        let executor = DockerExecutor::new(engine.engine.clone(), identity, specs, None)
+            .map_err(|error| docker_error(py, &error))?;
+        let warnings = admission.warnings.iter().map(|w| format!("Step `{}` {}.", w.step, w.message)).collect();
+        let (cancels, cancel_inbox) = mpsc::unbounded_channel();
+        let (sender, receiver) = notices();
+        Ok(Self {
+            host: Arc::clone(&engine.host),
+            warnings,
+            max_parallelism: admission.max_parallelism,
+            cancels,
+            waiting: Mutex::new(Some(Waiting {
+                run: Run { plan: Arc::new(plan), admission, prepare: false, log_directory: run_directory },
+                executor: Arc::new(executor),
+                cancels: cancel_inbox,
+                notices: sender,
+            })),
+            notices: Mutex::new(receiver),
+            judgements: Mutex::default(),
+            finished: AtomicBool::new(false),
+            summary: Mutex::default(),
+        })
+    }
+
+    #[getter]
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
+    }
+
+    #[getter]
+    fn max_parallelism(&self) -> u32 {
+        self.max_parallelism
+    }
+
+    #[getter]
+    fn finished(&self) -> bool {
+        self.finished.load(Ordering::Acquire)
+    }
+
+    #[getter]
+    fn summary<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let summary = lock(&self.summary).clone();
+        summary.map(|summary| Ok(pythonize::pythonize(py, &summary)?)).transpose()
+    }
+
+    fn start(&self, py: Python<'_>) -> PyResult<()> {
+        let runtime = self.host.runtime(py)?;
+        let Some(waiting) = lock(&self.waiting).take() else {
+            return Err(engine_error(py, "The run was started already."));
+        };
+        runtime.spawn(drive(waiting.run, waiting.executor, waiting.cancels, waiting.notices));
+        Ok(())
+    }
+
+    #[pyo3(signature = (timeout_seconds=1.0))]
+    #[expect(clippy::disallowed_methods, reason = "the host's waiting time is in real time")]
+    fn next_events<'py>(&self, py: Python<'py>, timeout_seconds: f64) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let begun = Instant::now();
+        let timeout = Duration::try_from_secs_f64(timeout_seconds).unwrap_or(Duration::MAX);
+        loop {
+            let slice = SLICE.min(timeout.saturating_sub(begun.elapsed()));
+            let first = py.detach(|| lock(&self.notices).recv_timeout(slice));
+            py.check_signals()?;
+            match first {
+                Ok(Some(first)) => return self.batch(py, first),
+                Ok(None) if begun.elapsed() >= timeout => return Ok(Vec::new()),
+                Ok(None) => {}
+                Err(RunOver) => {
+                    self.finished.store(true, Ordering::Release);
+                    if lock(&self.summary).is_some() {
+                        return Ok(Vec::new());
+                    }
+                    return Err(engine_error(py, "The run ended without a summary; this is a bug of the step engine."));
+                }
+            }
+        }
+    }
+
+    fn judge(
+        &self,
+        py: Python<'_>,
+        step: String,
+        attempt: u32,
+        outcome: &Bound<'_, PyAny>,
+        may_retry: bool,
+    ) -> PyResult<()> {
+        let outcome = from_python(outcome, "outcome").map_err(|error| plan_error(py, &error))?;
+        let Some(reply) = lock(&self.judgements).remove(&(step.clone(), attempt)) else {
+            return Err(engine_error(py, format!("Attempt {attempt} of step `{step}` waits for no verdict.")));
+        };
+        // Fails only when the run is over.
+        let _ = reply.send(Verdict { outcome, may_retry });
+        Ok(())
+    }
+
+    fn cancel(&self, py: Python<'_>, reason: &str) -> PyResult<()> {
+        let reason = match reason {
+            "interrupt" => CancelReason::Interrupt,
+            "kill" => CancelReason::Kill,
+            "abandon" => CancelReason::Abandon,
+            other => return Err(engine_error(py, format!("The reason must be interrupt, kill or abandon, got {other}."))),
+        };
+        // Fails only when the run is over.
+        let _ = self.cancels.send(reason);
+        Ok(())
+    }
+}
+
+impl DockerRun {
+    fn batch<'py>(&self, py: Python<'py>, first: Notice) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let mut batch = vec![self.deliver(py, first)?];
+        while batch.len() < BATCH
+            && let Some(next) = lock(&self.notices).try_recv()
+        {
+            batch.push(self.deliver(py, next)?);
+        }
+        Ok(batch)
+    }
+
+    fn deliver<'py>(&self, py: Python<'py>, notice: Notice) -> PyResult<Bound<'py, PyAny>> {
+        let dict = PyDict::new(py);
+        match notice {
+            Notice::Event(event) => {
+                let value = pythonize::pythonize(py, &event)?;
+                if let RunEvent::RunFinished { summary } = event {
+                    *lock(&self.summary) = Some(summary);
+                    self.finished.store(true, Ordering::Release);
+                }
+                return Ok(value);
+            }
+            Notice::Log { step, attempt, stream, text } => {
+                dict.set_item("kind", "log")?;
+                dict.set_item("step", &*step)?;
+                dict.set_item("attempt", attempt)?;
+                dict.set_item("stream", pythonize::pythonize(py, &stream)?)?;
+                dict.set_item("text", text)?;
+            }
+            Notice::Warning { step, message } => {
+                dict.set_item("kind", "warning")?;
+                dict.set_item("step", &*step)?;
+                dict.set_item("message", message)?;
+            }
+            Notice::Judge(judgement) => {
+                dict.set_item("kind", "judge")?;
+                dict.set_item("step", &*judgement.step)?;
+                dict.set_item("attempt", judgement.attempt)?;
+                dict.set_item("outcome", pythonize::pythonize(py, &judgement.outcome)?)?;
+                dict.set_item("log_tail", judgement.log_tail)?;
+                lock(&self.judgements).insert((judgement.step.to_string(), judgement.attempt), judgement.reply);
+            }
+        }
+        Ok(dict.into_any())
+    }
+}
+
+/// The container of every step; one that is described for no step is a mistake, too.
+fn specs_of(plan: &Plan, containers: &Bound<'_, PyAny>) -> Result<BTreeMap<String, ContainerSpec>, PlanError> {
+    let specs: BTreeMap<String, ContainerSpec> = from_python(containers, "containers")?;
+    let wrong = |step: &str, message: &str| PlanError {
+        step: Some(step.to_owned()),
+        field: format!("containers.{step}"),
+        message: message.to_owned(),
+    };
+    if let Some(step) = plan.steps.iter().find(|step| !specs.contains_key(&*step.name)) {
+        return Err(wrong(&step.name, "no container is described for it"));
+    }
+    if let Some(step) = specs.keys().find(|name| !plan.steps.iter().any(|step| *step.name == **name)) {
+        return Err(wrong(step, "a container is described for it, but it is no step of the plan"));
+    }
+    Ok(specs)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
