@@ -1,7 +1,11 @@
 //! One test binary for the crate's public interface.
 
 mod asl;
+#[cfg(feature = "docker")]
+mod docker;
+mod house;
 mod plan;
+mod plan_fuzz;
 #[cfg(feature = "runner")]
 mod runner;
 mod schedule;

@@ -1,44 +1,101 @@
-"""The `step-engine` command."""
+"""The `step-engine` command: what the Docker engine is, what runs on it, and stopping a run. Knows nothing of ZenML."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import sys
+from typing import TYPE_CHECKING
+
+from step_engine.cli import asl
+from step_engine.errors import StepEngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from step_engine import DockerEngine
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Args:
-        argv: Arguments without the program's name; the process's own by default.
+        arguments: Arguments without the program's name; those of the process by default.
 
     Returns:
-        Exit code: 0, or 1 after an error that was explained.
+        Exit code: 0 if it worked, 1 if the engine refused or something still runs, 130 after Ctrl-C.
     """
-    from step_engine import DockerEngine, __version__, errors
+    options = _parser().parse_args(arguments)
+    from step_engine import DockerEngine
 
-    parser = argparse.ArgumentParser(prog="step-engine", description="Looks after runs of the step engine.")
-    parser.add_argument("--version", action="version", version=f"step-engine {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("engine", help="show which Docker engine is used and what it offers")
-    containers = commands.add_parser("containers", help="list the containers of a run")
-    containers.add_argument("run_id", help="orchestrator run id (ZenML's id of the pipeline run)")
-    stop = commands.add_parser("stop", help="stop the containers of a run")
-    stop.add_argument("run_id", help="orchestrator run id (ZenML's id of the pipeline run)")
-    stop.add_argument("--force", action="store_true", help="kill at once")
-    arguments = parser.parse_args(argv)
     try:
-        engine = DockerEngine()
-        if arguments.command == "engine":
-            for key, value in engine.info().items():
-                print(f"{key}: {value}")
-        elif arguments.command == "containers":
-            for container in engine.containers(arguments.run_id):
-                print(f"{container['id'][:12]}  {container['state']:<10}  {container['name']}")
-        elif left := engine.stop_run(arguments.run_id, force=arguments.force):
-            print(f"Still running: {', '.join(left)}", file=sys.stderr)
-            return 1
-    except errors.StepEngineError as error:
-        print(f"step-engine: {error}", file=sys.stderr)
+        if options.handle is asl.show:
+            return asl.show(options)
+        return int(options.handle(DockerEngine(), options))
+    except StepEngineError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    from step_engine import __version__
+
+    parser = argparse.ArgumentParser(prog="step-engine", description="Looks at the Docker engine that steps run on, and at state machines before they are deployed.")
+    parser.add_argument("--version", action="version", version=f"step-engine {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    engine = commands.add_parser("engine", help="show which engine is used and what it has")
+    engine.add_argument("--json", action="store_true", help="print JSON")
+    engine.set_defaults(handle=_engine)
+
+    containers = commands.add_parser("containers", help="list the containers of a run")
+    containers.add_argument("run", help="run id, as `zenml pipeline runs list` shows it")
+    containers.set_defaults(handle=_containers)
+
+    stop = commands.add_parser("stop", help="stop the containers of a run; ZenML is not told unless its owner lives")
+    stop.add_argument("run", help="run id, as `zenml pipeline runs list` shows it")
+    stop.add_argument("--force", action="store_true", help="kill at once rather than ask first")
+    stop.add_argument(
+        "--grace-seconds", type=_seconds, default=10.0, help="seconds between asking and killing (default: 10)"
+    )
+    stop.set_defaults(handle=_stop)
+    asl.add_to(commands)
+    return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(text)
+    return value
+
+
+def _engine(engine: DockerEngine, options: argparse.Namespace) -> int:
+    info = engine.info()
+    if options.json:
+        print(json.dumps(info, indent=2, sort_keys=True))
+        return 0
+    gibibytes = info["memory_bytes"] / 2**30
+    where = "this machine" if info["local"] else "another machine"
+    print(f"Docker {info['server_version']} (API {info['api_version']}, {info['platform']}) at {info['address']}")
+    print(f"{info['cpu_millis'] / 1000:g} CPUs, {gibibytes:.1f} GiB of memory, {info['gpus']} GPUs, on {where}")
+    if info["rootless"]:
+        print("The engine is rootless: steps run as root in their containers, which is this user outside.")
+    return 0
+
+
+def _containers(engine: DockerEngine, options: argparse.Namespace) -> int:
+    for container in engine.containers(options.run):
+        print(f"{container['name']}\t{container['step']}\tattempt {container['attempt']}\t{container['state']}")
+    return 0
+
+
+def _stop(engine: DockerEngine, options: argparse.Namespace) -> int:
+    left = engine.stop_run(options.run, force=options.force, grace_seconds=options.grace_seconds)
+    if left:
+        print(f"These containers still run: {', '.join(left)}", file=sys.stderr)
         return 1
     return 0

@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""Runs the same pipelines on ZenML's own `local_docker` and on `my_docker`, in turn, and prints times and ratios.
+
+One image for all, no caching, no image builds, a ZenML configuration and a source root of its own that are thrown away: only
+the orchestrators differ. A time is that of the pipeline call, from submission to the run's end; `import zenml` before it is
+not counted. Each pair runs every column once, in an order that alternates, so that a drift of the machine hits all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from child import MARK
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = "local_docker"
+# A further column is a further line: a flavor, and settings of its orchestrator.
+COLUMNS: dict[str, dict] = {
+    BASE: {"flavor": "local_docker", "settings": {}},
+    "my_docker": {"flavor": "my_docker", "settings": {}},
+}
+WORKS = ("chain", "fan_out", "tutorial")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("works", nargs="*", default=list(WORKS), metavar="WORK", help=f"of {', '.join(WORKS)}")
+    parser.add_argument("--pairs", type=int, default=3, help="how often every column runs each work (default: 3)")
+    parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
+    parser.add_argument("--image", help="image with zenml, scikit-learn and pyarrow (default: made from ZenML's own)")
+    parser.add_argument("--json", type=Path, help="write the single times here")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.works) - set(WORKS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+
+    columns = {name: COLUMNS[name] for name in arguments.columns}
+    with tempfile.TemporaryDirectory(prefix="step-engine-bench-") as folder:
+        bench = Bench(Path(folder), arguments.image or bench_image())
+        zenml = bench.child("setup", json.dumps(columns))["zenml"]
+        print(describe(zenml, bench.image), flush=True)
+        times: dict[str, dict[str, list[float]]] = {}
+        for work in arguments.works:
+            times[work] = {name: [] for name in columns}
+            for pair in range(arguments.pairs):
+                for name in list(columns) if pair % 2 == 0 else list(reversed(columns)):
+                    seconds = bench.run(name, work, columns[name]["settings"])
+                    times[work][name].append(seconds)
+                    print(f"{work:10} pair {pair + 1}: {name:14} {seconds:7.1f} s", flush=True)
+    print()
+    print(table(times))
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": describe(zenml, bench.image), "seconds": times}, indent=2))
+    return 0
+
+
+class Bench:
+    """A ZenML configuration and a source root of its own.
+
+    Args:
+        folder: Where they are.
+        image: The image of every step.
+    """
+
+    def __init__(self, folder: Path, image: str) -> None:
+        self.image = image
+        self._sources = folder / "sources"
+        self._sources.mkdir()
+        for name in ("works.py", "child.py"):
+            shutil.copy(ROOT / "bench" / name, self._sources)
+        for name in ("pipelines", "steps"):
+            shutil.copytree(ROOT / name, self._sources / name, ignore=shutil.ignore_patterns("__pycache__"))
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("ZENML_")}
+        self._environment = kept | {"ZENML_CONFIG_PATH": str(folder / "config"), "ZENML_ANALYTICS_OPT_IN": "false"}
+        zenml = Path(sys.executable).with_name("zenml")
+        subprocess.run(
+            [str(zenml), "init"], cwd=self._sources, env=self._environment, check=True, stdout=subprocess.DEVNULL
+        )
+
+    def child(self, *arguments: str) -> dict:
+        done = subprocess.run(
+            [sys.executable, "child.py", *arguments],
+            cwd=self._sources,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        answers = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+        if done.returncode or not answers:
+            raise SystemExit(f"{done.stdout}\nThis failed: child.py {' '.join(arguments)}")
+        return json.loads(answers[-1].removeprefix(MARK))
+
+    def run(self, stack: str, work: str, settings: dict) -> float:
+        return self.child("run", stack, work, self.image, json.dumps(settings))["seconds"]
+
+
+def bench_image() -> str:
+    """ZenML's image for this Python, with what the tutorial imports."""
+    import importlib.metadata
+
+    zenml, python = importlib.metadata.version("zenml"), f"{sys.version_info[0]}.{sys.version_info[1]}"
+    parent = f"zenmldocker/zenml:{zenml}-py{python}"
+    probe = ["docker", "run", "--rm", parent, "python", "-c", "import sklearn, pyarrow"]
+    if subprocess.run(probe, capture_output=True).returncode == 0:
+        return parent
+    image = "step-engine-bench"
+    recipe = f"FROM {parent}\nRUN pip install --no-cache-dir scikit-learn pyarrow\nLABEL step-engine.base=1\n"
+    build = ["docker", "build", "--quiet", "--network", "host", "--tag", image, "-"]
+    if subprocess.run(build, input=recipe.encode(), stdout=subprocess.DEVNULL).returncode:
+        raise SystemExit("The image of the benchmark could not be built: is PyPI reachable?")
+    return image
+
+
+def describe(zenml: str, image: str) -> str:
+    """The commit and the machine."""
+
+    def ask(*command: str) -> str:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    commit = ask("git", "rev-parse", "--short", "HEAD") or "no commit"
+    if ask("git", "status", "--porcelain", "--untracked-files=no"):
+        commit += " with changes"
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    except OSError:
+        pass
+    engine = ask("docker", "version", "--format", "{{.Server.Version}}")
+    return (
+        f"commit {commit}; {os.cpu_count()} CPUs ({model}), {platform.system()}; Docker {engine}; ZenML {zenml}, "
+        f"Python {platform.python_version()}, SQLite; image {image}"
+    )
+
+
+def table(times: dict[str, dict[str, list[float]]]) -> str:
+    """Medians, and how many times as fast as `local_docker`: the median over the pairs, with their range."""
+    lines = []
+    for work, columns in times.items():
+        for name, seconds in columns.items():
+            line = f"{work:10} {name:14} median {statistics.median(seconds):7.1f} s"
+            if name != BASE and BASE in columns:
+                ratios = [base / own for base, own in zip(columns[BASE], seconds, strict=True)]
+                line += f"   {statistics.median(ratios):5.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})"
+            lines.append(line)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
