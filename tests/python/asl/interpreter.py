@@ -33,7 +33,9 @@ from moto.stepfunctions.parser.asl.component.common.error_name.states_error_name
 from moto.stepfunctions.parser.asl.component.state.exec.state_parallel import branches_decl
 from moto.stepfunctions.parser.asl.component.state.exec.state_task.service import state_task_service as base
 from moto.stepfunctions.parser.asl.component.state.exec.state_task.service import state_task_service_aws_sdk as sdk
-from moto.stepfunctions.parser.asl.component.state.exec.state_task.service import state_task_service_callback as callback
+from moto.stepfunctions.parser.asl.component.state.exec.state_task.service import (
+    state_task_service_callback as callback,
+)
 from moto.stepfunctions.parser.asl.component.state.exec.state_task.service import state_task_service_ecs as ecs
 from moto.stepfunctions.parser.asl.eval.event.event_detail import EventDetails
 from moto.stepfunctions.parser.asl.parse.preprocessor import Preprocessor
@@ -97,7 +99,9 @@ class Tasks:
         with self.lock:
             self.ended[step] = time.monotonic()
         if step in self.fails:
-            details = TaskFailedEventDetails(error="States.TaskFailed", cause=step, resource="runTask.sync", resourceType="ecs")
+            details = TaskFailedEventDetails(
+                error="States.TaskFailed", cause=step, resource="runTask.sync", resourceType="ecs"
+            )
             event = fe.FailureEvent(
                 env=env,
                 error_name=_error_name("States.TaskFailed"),
@@ -154,9 +158,13 @@ def execute(compiled: dict, seconds: dict[str, float], fails: set[str] | None = 
         role = boto3.client("iam").create_role(RoleName="r", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
         sfn = boto3.client("stepfunctions")
         for machine in compiled["machines"]:
-            arn = sfn.create_state_machine(name=machine["name"], definition=machine["definition"], roleArn=role)["stateMachineArn"]
+            arn = sfn.create_state_machine(name=machine["name"], definition=machine["definition"], roleArn=role)[
+                "stateMachineArn"
+            ]
         begin = time.monotonic()
-        execution = sfn.start_execution(stateMachineArn=arn, name="run-1", input=json.dumps({"snapshot_id": "s"}))["executionArn"]
+        execution = sfn.start_execution(stateMachineArn=arn, name="run-1", input=json.dumps({"snapshot_id": "s"}))[
+            "executionArn"
+        ]
         while (found := sfn.describe_execution(executionArn=execution))["status"] == "RUNNING":
             assert time.monotonic() < begin + timeout, "the execution hangs"
             time.sleep(0.01)
