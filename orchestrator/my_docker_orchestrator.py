@@ -168,13 +168,13 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
             containers[name] = build_container(
                 name,
                 snapshot,
-                settings,
-                step_environments[name],
-                images[key],
-                reference,
-                run_id,
-                stores,
-                default_user(info),
+                settings=settings,
+                environment=step_environments[name],
+                image=images[key],
+                image_reference=reference,
+                run_id=run_id,
+                local_stores_path=stores,
+                default_user=default_user(info),
             )
         plan = build_plan(
             snapshot, run_id, pipeline_settings.max_parallelism, step_settings, self._expected_seconds(snapshot)
@@ -242,7 +242,8 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
         with process.stdin as pipe:
             pipe.write(json.dumps(job).encode())
         logger.info(
-            "The run goes on in the background (process %d). Follow it: tail -f %s  Stop it: zenml pipeline runs stop %s",
+            "The run goes on in the background (process %d). Follow it: tail -f %s "
+            "Stop it: zenml pipeline runs stop %s",
             process.pid,
             output_path,
             job["pipeline_run_id"],
@@ -329,5 +330,3 @@ def owner_is_alive(run_id: str) -> bool | None:
     from orchestrator.driving import owner_lives
 
     return owner_lives(run_directory(run_id))
-
-

@@ -85,6 +85,7 @@ def _retry(step: Step) -> dict[str, float]:
 def build_container(
     step_name: str,
     snapshot: PipelineSnapshotResponse,
+    *,
     settings: LocalDockerOrchestratorSettings,
     environment: Mapping[str, str],
     image: str,
@@ -126,9 +127,7 @@ def build_container(
     merged["PYTHONPATH"] = ":".join(filter(None, [merged.get("PYTHONPATH"), CONTAINER_PYTHON_PATH]))
     volumes = [parse_volume(volume) for volume in settings.volumes]
     volumes.append({"source": local_stores_path, "target": local_stores_path, "read_only": False})
-    volumes.append(
-        {"source": str(package), "target": f"{CONTAINER_PYTHON_PATH}/{package.name}", "read_only": True}
-    )
+    volumes.append({"source": str(package), "target": f"{CONTAINER_PYTHON_PATH}/{package.name}", "read_only": True})
     return {
         "image": image,
         "image_reference": image_reference,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
@@ -167,8 +168,7 @@ class RunPublisher:
             if row is not None and row.status.is_finished:
                 return
             if row is not None and row.status != ExecutionStatus.RETRYING:
-                row_id = row.id
-                if not self._quietly(lambda: publish_failed_step_run(row_id)):
+                if not self._quietly(partial(publish_failed_step_run, row.id)):
                     return
             elif not self._create_failed_row(step_name):
                 return
@@ -215,8 +215,8 @@ class RunPublisher:
         if self.run_status().is_finished:
             return
         if status == "stopped":
-            # The status of a static run is computed: a request for `stopping` gives `stopped` once no step is unfinished,
-            # a request for `stopped` gives `running`.
+            # The status of a static run is computed: a request for `stopping` gives `stopped` once no step is
+            # unfinished, a request for `stopped` gives `running`.
             self._quietly(
                 lambda: publish_pipeline_run_status_update(
                     self.pipeline_run_id, ExecutionStatus.STOPPING, status_reason=(reason or "Stopped.")[:255]

@@ -1,9 +1,10 @@
 """The tutorial's pipeline: digits, a support vector machine, its accuracy."""
 
+from zenml import pipeline
+
 from steps.data_loader import data_loader
 from steps.evaluator import evaluator
 from steps.trainer import trainer
-from zenml import pipeline
 
 
 @pipeline

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
+# Control sequences of terminals (ECMA-48 CSI), such as colours: for terminals only.
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _COLOURS = (36, 35, 33, 32, 34, 96, 95, 93, 92, 94)
 _RED = 31
 _DIM = 2
@@ -105,7 +108,8 @@ class Console:
         kind, step = event["kind"], event.get("step", "")
         if kind == "log":
             prefix = self._prefix(step)
-            lines.extend(f"{prefix}{line}\n" for line in event["text"].splitlines())
+            text = event["text"] if self._colour else _CONTROL.sub("", event["text"])
+            lines.extend(f"{prefix}{line}\n" for line in text.rstrip("\n").split("\n"))
         elif kind == "attempt_launched":
             self._running.add(step)
             if event["attempt"] > 1:

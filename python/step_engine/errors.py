@@ -66,9 +66,7 @@ class RunInterruptedError(StepEngineError):
         left_running: Names of steps whose containers could not be stopped.
     """
 
-    def __init__(
-        self, message: str, stopped: list[str] | None = None, left_running: list[str] | None = None
-    ) -> None:
+    def __init__(self, message: str, stopped: list[str] | None = None, left_running: list[str] | None = None) -> None:
         """Stores what was stopped and what was not."""
         super().__init__(message)
         self.stopped = stopped or []

@@ -112,9 +112,12 @@ async fn cold(attempt: &Attempt, control: &mut AttemptControl) -> Result<Ready, 
     let place = Place { run: &attempt.run, step: &spec.name, attempt: spec.attempt };
     let body = container::body(place, wanted, arguments, &image_id, spec.demand, lease.request());
     // Creating is never dropped: a container whose id nobody has would stay.
-    let container =
-        Container::create(engine, place, wanted, platform.as_deref(), body).await.map_err(launch_failed)?;
-    let attached = if control.stop_force().is_some() { Err(Outcome::Stopped) } else { container.attach().await.map_err(launch_failed) };
+    let container = Container::create(engine, place, wanted, platform.as_deref(), body).await.map_err(launch_failed)?;
+    let attached = if control.stop_force().is_some() {
+        Err(Outcome::Stopped)
+    } else {
+        container.attach().await.map_err(launch_failed)
+    };
     match attached {
         Ok(attached) => Ok(Ready { container, image_id, attached, stop_signal, lease }),
         Err(outcome) => {
@@ -151,7 +154,8 @@ async fn supervise(
     }
     // Starting is never dropped either: nobody would know whether the process runs.
     if let Err(error) = container.start().await {
-        let runs = error.is_engine_away() && matches!(patiently(container).await, Ok(Found::Here(state)) if was_started(&state));
+        let runs = error.is_engine_away()
+            && matches!(patiently(container).await, Ok(Found::Here(state)) if was_started(&state));
         if !runs {
             let stopped = control.stop_force().is_some();
             return (if stopped { Outcome::Stopped } else { launch_failed(error) }, false);
@@ -380,7 +384,9 @@ async fn judge(attempt: &Attempt, container: &Container, exit: Exit, sent: Optio
     match code {
         137 if out_of_memory => Outcome::OutOfMemory,
         // These are how containers end with their engine; a failing step has other codes.
-        137 | 143 | 255 if after_outage => lost(&format!("the engine restarted and the container ended with exit code {code}")),
+        137 | 143 | 255 if after_outage => {
+            lost(&format!("the engine restarted and the container ended with exit code {code}"))
+        }
         _ => {
             if out_of_memory {
                 attempt.sink.warning("the memory limit was reached and a child process was killed".to_owned());

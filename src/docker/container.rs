@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use bollard::container::AttachContainerResults;
 use bollard::models::{
-    ContainerCreateBody, ContainerState, DeviceRequest, Mount, MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig,
+    ContainerCreateBody, ContainerState, DeviceRequest, Mount, MountType, MountVolumeOptions,
+    MountVolumeOptionsDriverConfig,
 };
 use bollard::query_parameters::{
-    AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, KillContainerOptionsBuilder, RemoveContainerOptionsBuilder,
+    AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, KillContainerOptionsBuilder,
+    RemoveContainerOptionsBuilder,
 };
 use tokio::time::sleep;
 
@@ -77,7 +79,8 @@ impl Place<'_> {
             text.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
         };
         let run: String = self.run.run_id.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
-        let parts = [clean(&self.run.pipeline, 40), clean(hint.unwrap_or(self.step), 60), self.attempt.to_string(), run];
+        let parts =
+            [clean(&self.run.pipeline, 40), clean(hint.unwrap_or(self.step), 60), self.attempt.to_string(), run];
         parts.iter().filter(|part| !part.is_empty()).map(String::as_str).collect::<Vec<_>>().join("-")
     }
 }

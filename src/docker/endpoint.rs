@@ -156,7 +156,10 @@ fn with_tls_variables(around: &Surroundings, host: &str, origin: &str) -> Result
     let certificates = verify
         .then(|| {
             around.get("DOCKER_CERT_PATH").map(PathBuf::from).or_else(|| around.config_directory()).ok_or_else(|| {
-                DockerError::configuration("DOCKER_TLS_VERIFY", "set DOCKER_CERT_PATH to the directory with the certificates")
+                DockerError::configuration(
+                    "DOCKER_TLS_VERIFY",
+                    "set DOCKER_CERT_PATH to the directory with the certificates",
+                )
             })
         })
         .transpose()?;
@@ -212,8 +215,9 @@ struct ConfigFile {
 fn current_context(directory: &Path) -> Result<Option<String>, DockerError> {
     let path = directory.join("config.json");
     let Ok(text) = fs::read(&path) else { return Ok(None) };
-    let file: ConfigFile = serde_json::from_slice(&text)
-        .map_err(|error| DockerError::configuration(path.display().to_string(), format!("is no valid JSON ({error})")))?;
+    let file: ConfigFile = serde_json::from_slice(&text).map_err(|error| {
+        DockerError::configuration(path.display().to_string(), format!("is no valid JSON ({error})"))
+    })?;
     Ok(file.current_context.filter(|name| !name.is_empty()))
 }
 
@@ -244,7 +248,10 @@ fn context_endpoint(contexts: &Path, name: &str) -> Result<Endpoint, DockerError
             continue;
         }
         let Some(endpoint) = file.endpoints.get("docker").filter(|endpoint| !endpoint.host.is_empty()) else {
-            return Err(DockerError::configuration(origin, "has no Docker endpoint; choose another with `docker context use`"));
+            return Err(DockerError::configuration(
+                origin,
+                "has no Docker endpoint; choose another with `docker context use`",
+            ));
         };
         if endpoint.skip_tls_verify {
             return Err(DockerError::configuration(origin, "skips the verification of TLS, which is not supported"));
@@ -264,6 +271,7 @@ mod tests {
         Surroundings::new(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
     }
 
+    #[expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
     fn found(variables: &[(&str, &str)]) -> Vec<String> {
         candidates(&around(variables), None).unwrap().iter().map(|found| found.address.to_string()).collect()
     }
@@ -313,8 +321,11 @@ mod tests {
         fs::create_dir_all(&meta).unwrap();
         fs::create_dir_all(&tls).unwrap();
         fs::write(directory.join("config.json"), r#"{"currentContext": "far", "auths": {}}"#).unwrap();
-        fs::write(meta.join("meta.json"), r#"{"Name": "far", "Metadata": {}, "Endpoints": {"docker": {"Host": "tcp://h:1",
-            "SkipTLSVerify": false}}}"#)
+        fs::write(
+            meta.join("meta.json"),
+            r#"{"Name": "far", "Metadata": {}, "Endpoints": {"docker": {"Host": "tcp://h:1",
+            "SkipTLSVerify": false}}}"#,
+        )
         .unwrap();
         let config = directory.to_str().unwrap();
         let endpoint = candidates(&around(&[("DOCKER_CONFIG", config)]), None).unwrap().remove(0);

@@ -160,7 +160,8 @@ impl Engine {
 
 fn plain_info(system: &SystemInfo, version: Option<String>) -> EngineInfo {
     let count = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok()).unwrap_or_default();
-    let rootless = system.security_options.iter().flatten().any(|option| option.split(',').any(|part| part == "name=rootless"));
+    let rootless =
+        system.security_options.iter().flatten().any(|option| option.split(',').any(|part| part == "name=rootless"));
     EngineInfo {
         address: String::new(),
         origin: String::new(),
@@ -194,7 +195,9 @@ impl Failure {
             Some(ErrorKind::PermissionDenied) => Self::Denied,
             Some(ErrorKind::NotFound) => Self::Away("does not exist".to_owned()),
             Some(ErrorKind::ConnectionRefused) => Self::Away("connection refused".to_owned()),
-            _ if matches!(error, bollard::errors::Error::SocketNotFoundError(_)) => Self::Away("does not exist".to_owned()),
+            _ if matches!(error, bollard::errors::Error::SocketNotFoundError(_)) => {
+                Self::Away("does not exist".to_owned())
+            }
             _ if error::is_away(&error) => Self::Away(error::chain(&error)),
             _ => Self::Fatal(DockerError::configuration(endpoint.origin.clone(), error::chain(&error))),
         }
@@ -258,13 +261,17 @@ mod tests {
 
     #[test]
     fn versions_are_numbers_not_text() {
-        assert!(is_at_least("1.41", MINIMUM_API) && is_at_least("1.100", MINIMUM_API) && is_at_least("2.0", MINIMUM_API));
+        assert!(
+            is_at_least("1.41", MINIMUM_API) && is_at_least("1.100", MINIMUM_API) && is_at_least("2.0", MINIMUM_API)
+        );
         assert!(!is_at_least("1.40", MINIMUM_API) && !is_at_least("1.9", MINIMUM_API) && !is_at_least("", MINIMUM_API));
     }
 
     #[test]
     fn rootless_is_read_from_the_security_options() {
-        let with = |option: &str| plain_info(&SystemInfo { security_options: Some(vec![option.to_owned()]), ..Default::default() }, None);
+        let with = |option: &str| {
+            plain_info(&SystemInfo { security_options: Some(vec![option.to_owned()]), ..Default::default() }, None)
+        };
         assert!(with("name=rootless").rootless);
         assert!(!with("name=seccomp,profile=default").rootless);
     }

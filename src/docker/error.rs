@@ -115,7 +115,9 @@ impl DockerError {
     #[must_use]
     pub fn operation(&self) -> &str {
         match self {
-            Self::NoEngine { .. } | Self::PermissionDenied { .. } | Self::EngineTooOld { .. } => "connect to the engine",
+            Self::NoEngine { .. } | Self::PermissionDenied { .. } | Self::EngineTooOld { .. } => {
+                "connect to the engine"
+            }
             Self::Configuration { .. } => "read the configuration of the docker command",
             Self::InvalidSpec { .. } => "read the container specification",
             Self::ImageMissing { .. } | Self::PullFailed { .. } => "provide the image",

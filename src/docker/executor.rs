@@ -65,7 +65,8 @@ impl DockerExecutor {
 impl Executor for DockerExecutor {
     async fn run(self: Arc<Self>, spec: AttemptSpec, control: AttemptControl, sink: Arc<dyn AttemptSink>) -> Outcome {
         let Some(container) = self.containers.get(&*spec.name) else {
-            let outcome = Outcome::LaunchFailed { reason: format!("step `{}` has no container specification", spec.name) };
+            let outcome =
+                Outcome::LaunchFailed { reason: format!("step `{}` has no container specification", spec.name) };
             sink.settled(&outcome);
             return outcome;
         };

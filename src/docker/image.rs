@@ -93,7 +93,8 @@ impl Images {
             Ok(id) => drop(entries.insert(key, Entry::Resolved(Arc::clone(id)))),
             // A retry tries anew; those who waited share the error.
             Err(_) => {
-                if matches!(entries.get(&key), Some(Entry::Pending(weak)) if weak.upgrade().is_none_or(|p| p.peek().is_some())) {
+                if matches!(entries.get(&key), Some(Entry::Pending(weak)) if weak.upgrade().is_none_or(|p| p.peek().is_some()))
+                {
                     entries.remove(&key);
                 }
             }
@@ -185,7 +186,10 @@ fn pull_failed(image: &str, anonymous: bool, error: &bollard::errors::Error) -> 
         other => error::chain(other),
     };
     let lower = message.to_ascii_lowercase();
-    let hint = if ["denied", "unauthorized", "authentication", "forbidden"].iter().any(|word| lower.contains(word)) {
+    let hint = if ["denied", "unauthorized", "authentication", "forbidden", "credentials"]
+        .iter()
+        .any(|word| lower.contains(word))
+    {
         if anonymous {
             format!("; no credentials for {registry} were found: run `docker login {registry}`, or check the name")
         } else {
@@ -194,7 +198,8 @@ fn pull_failed(image: &str, anonymous: bool, error: &bollard::errors::Error) -> 
     } else if ["not found", "manifest unknown", "does not exist"].iter().any(|word| lower.contains(word)) {
         "; check the name and the tag, or build it".to_owned()
     } else {
-        "; check the connection to the registry, or set the pull policy to `never` for an image that you build".to_owned()
+        "; check the connection to the registry, or set the pull policy to `never` for an image that you build"
+            .to_owned()
     };
     DockerError::PullFailed { image: image.to_owned(), registry, message, hint }
 }
@@ -236,8 +241,10 @@ impl<'a> Report<'a> {
 
     fn send(&self, finished: bool) {
         let Some(observer) = self.observer else { return };
-        let (done_bytes, total_bytes) =
-            self.layers.values().fold((0_u64, 0_u64), |sum, layer| (sum.0.saturating_add(layer.0), sum.1.saturating_add(layer.1)));
+        let (done_bytes, total_bytes) = self
+            .layers
+            .values()
+            .fold((0_u64, 0_u64), |sum, layer| (sum.0.saturating_add(layer.0), sum.1.saturating_add(layer.1)));
         observer(&PullProgress { image: self.image.to_owned(), done_bytes, total_bytes, finished });
     }
 }

@@ -74,14 +74,15 @@ pub(super) async fn credentials(
     let host = registry_of(reference);
     let key = if host == "docker.io" { HUB_KEY } else { host };
     let helper = config.cred_helpers.get(key).or_else(|| config.cred_helpers.get(host)).or(config.creds_store.as_ref());
-    if let Some(helper) = helper.filter(|helper| !helper.is_empty()) {
-        if let Some(found) = ask_helper(helper, key).await? {
-            return Ok(Some(found));
-        }
+    if let Some(helper) = helper.filter(|helper| !helper.is_empty())
+        && let Some(found) = ask_helper(helper, key).await?
+    {
+        return Ok(Some(found));
     }
-    let entry = config.auths.get(key).or_else(|| {
-        config.auths.iter().find(|(written, _)| host_of(written) == host_of(key)).map(|(_, entry)| entry)
-    });
+    let entry = config
+        .auths
+        .get(key)
+        .or_else(|| config.auths.iter().find(|(written, _)| host_of(written) == host_of(key)).map(|(_, entry)| entry));
     Ok(entry.and_then(|entry| from_entry(entry, key)))
 }
 
@@ -97,7 +98,9 @@ fn from_entry(entry: &AuthEntry, key: &str) -> Option<DockerCredentials> {
         .as_deref()
         .and_then(|auth| STANDARD.decode(auth.trim()).ok())
         .and_then(|bytes| String::from_utf8(bytes).ok())
-        .and_then(|text| text.split_once(':').map(|(user, word)| (user.to_owned(), word.trim_end_matches('\0').to_owned())));
+        .and_then(|text| {
+            text.split_once(':').map(|(user, word)| (user.to_owned(), word.trim_end_matches('\0').to_owned()))
+        });
     let (username, password) = match decoded {
         Some((user, word)) => (Some(user), Some(word)),
         None => (entry.username.clone(), entry.password.clone()),
@@ -216,7 +219,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_broken_file_is_named_without_its_secrets() {
-        let error = with_config("broken", r#"{"auths": {"a.b": {"auth": 5, "password": "hunter2"}}}"#, "a.b/c").await.unwrap_err();
+        let error = with_config("broken", r#"{"auths": {"a.b": {"auth": 5, "password": "hunter2"}}}"#, "a.b/c")
+            .await
+            .unwrap_err();
         let text = format!("{error} {error:?}");
         assert!(text.contains("config.json") && !text.contains("hunter2"), "{text}");
     }

@@ -134,7 +134,9 @@ pub(super) struct RunArgs {
 
 impl fmt::Debug for RunArgs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RunArgs").field("environment", &self.environment.keys().collect::<Vec<_>>()).finish_non_exhaustive()
+        f.debug_struct("RunArgs")
+            .field("environment", &self.environment.keys().collect::<Vec<_>>())
+            .finish_non_exhaustive()
     }
 }
 
@@ -152,13 +154,17 @@ impl RunArgs {
                 return Err(at.error(format!("is not supported: {reason}; supported are {}", SUPPORTED.join(", "))));
             }
             if !SUPPORTED.contains(&name.as_str()) {
-                return Err(at.error(format!("is no argument of docker-py's run; supported are {}", SUPPORTED.join(", "))));
+                return Err(
+                    at.error(format!("is no argument of docker-py's run; supported are {}", SUPPORTED.join(", ")))
+                );
             }
             if !value.is_null() {
                 parsed.set(at, name, value, &mut mac_address)?;
             }
         }
-        if arguments.get("network").is_some_and(|v| !v.is_null()) && arguments.get("network_mode").is_some_and(|v| !v.is_null()) {
+        if arguments.get("network").is_some_and(|v| !v.is_null())
+            && arguments.get("network_mode").is_some_and(|v| !v.is_null())
+        {
             return Err(forms::At("network_mode").error("stands beside `network`; give one of them"));
         }
         if let Some(mac) = mac_address {
@@ -171,7 +177,13 @@ impl RunArgs {
         Ok(parsed)
     }
 
-    fn set(&mut self, at: forms::At<'_>, name: &str, value: &Value, mac: &mut Option<String>) -> Result<(), DockerError> {
+    fn set(
+        &mut self,
+        at: forms::At<'_>,
+        name: &str,
+        value: &Value,
+        mac: &mut Option<String>,
+    ) -> Result<(), DockerError> {
         let (body, host) = (&mut self.body, &mut self.host);
         match name {
             "image" => self.image = Some(at.text(value)?),

@@ -223,7 +223,8 @@ mod tests {
 
     fn spec(json: &str) -> Result<ContainerSpec, String> {
         let mut deserializer = serde_json::Deserializer::from_str(json);
-        serde_path_to_error::deserialize(&mut deserializer).map_err(|error| format!("{}: {}", error.path(), error.inner()))
+        serde_path_to_error::deserialize(&mut deserializer)
+            .map_err(|error| format!("{}: {}", error.path(), error.inner()))
     }
 
     #[test]

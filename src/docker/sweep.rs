@@ -70,7 +70,12 @@ pub async fn list(engine: &Engine, run_id: &str) -> Result<Vec<ContainerStatus>,
 ///
 /// # Errors
 /// [`DockerError`] when the engine cannot be asked.
-pub async fn stop(engine: &Engine, run_id: &str, force: StopForce, grace: Duration) -> Result<Vec<String>, DockerError> {
+pub async fn stop(
+    engine: &Engine,
+    run_id: &str,
+    force: StopForce,
+    grace: Duration,
+) -> Result<Vec<String>, DockerError> {
     let filter = || vec![format!("{}={run_id}", label::RUN)];
     let patience = if force == StopForce::Kill { Duration::ZERO } else { grace };
     let mut signalled: HashMap<String, StopForce> = HashMap::new();

@@ -35,7 +35,9 @@ impl Host {
     pub(super) fn runtime(&self, py: Python<'_>) -> PyResult<&Runtime> {
         match &self.runtime {
             Some(runtime) if self.process == std::process::id() => Ok(runtime),
-            _ => Err(engine_error(py, "This engine was made in another process; make a new DockerEngine after a fork.")),
+            _ => {
+                Err(engine_error(py, "This engine was made in another process; make a new DockerEngine after a fork."))
+            }
         }
     }
 
@@ -52,14 +54,16 @@ impl Host {
         });
         let receiver = std::sync::Mutex::new(receiver);
         loop {
-            let answer = py.detach(|| {
-                receiver.lock().unwrap_or_else(std::sync::PoisonError::into_inner).recv_timeout(SLICE)
-            });
+            let answer =
+                py.detach(|| receiver.lock().unwrap_or_else(std::sync::PoisonError::into_inner).recv_timeout(SLICE));
             match answer {
                 Ok(value) => return Ok(value),
                 Err(mpsc::RecvTimeoutError::Timeout) => py.check_signals().inspect_err(|_| task.abort())?,
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    return Err(engine_error(py, "An operation of the step engine ended without an answer; this is a bug."));
+                    return Err(engine_error(
+                        py,
+                        "An operation of the step engine ended without an answer; this is a bug.",
+                    ));
                 }
             }
         }
@@ -89,9 +93,8 @@ impl DockerEngine {
     #[new]
     fn new(py: Python<'_>) -> PyResult<Self> {
         let host = Host::new().map_err(|error| engine_error(py, format!("No threads could be started: {error}")))?;
-        let engine = host
-            .wait(py, Engine::connect(ConnectOptions::default()))?
-            .map_err(|error| docker_error(py, &error))?;
+        let engine =
+            host.wait(py, Engine::connect(ConnectOptions::default()))?.map_err(|error| docker_error(py, &error))?;
         Ok(Self { host: Arc::new(host), engine })
     }
 
@@ -120,8 +123,9 @@ impl DockerEngine {
         platform: Option<String>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<String> {
-        let policy = serde_json::from_value(serde_json::Value::from(pull_policy))
-            .map_err(|_| engine_error(py, format!("pull_policy must be missing, always or never, got {pull_policy}.")))?;
+        let policy = serde_json::from_value(serde_json::Value::from(pull_policy)).map_err(|_| {
+            engine_error(py, format!("pull_policy must be missing, always or never, got {pull_policy}."))
+        })?;
         let (sender, lines) = mpsc::channel::<String>();
         let observer: PullObserver = Arc::new(move |report| {
             let _ = sender.send(report.to_string());

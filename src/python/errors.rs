@@ -35,7 +35,10 @@ fn raise<'py>(
 }
 
 /// A Python value as a Rust one; a wrong field fails with its path.
-pub(super) fn from_python<T: serde::de::DeserializeOwned>(value: &Bound<'_, PyAny>, place: &str) -> Result<T, PlanError> {
+pub(super) fn from_python<T: serde::de::DeserializeOwned>(
+    value: &Bound<'_, PyAny>,
+    place: &str,
+) -> Result<T, PlanError> {
     let mut deserializer = pythonize::Depythonizer::from_object(value);
     serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();

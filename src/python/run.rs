@@ -164,7 +164,9 @@ impl DockerRun {
             "interrupt" => CancelReason::Interrupt,
             "kill" => CancelReason::Kill,
             "abandon" => CancelReason::Abandon,
-            other => return Err(engine_error(py, format!("The reason must be interrupt, kill or abandon, got {other}."))),
+            other => {
+                return Err(engine_error(py, format!("The reason must be interrupt, kill or abandon, got {other}.")));
+            }
         };
         // Fails only when the run is over.
         let _ = self.cancels.send(reason);

@@ -1,14 +1,15 @@
 //! Carries a scheduler's effects out and feeds it what happens.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 use super::logs::{AttemptLog, create_private_directory, log_path};
 use super::notice::{Judgement, Notice, NoticeSender};
@@ -17,10 +18,15 @@ use crate::event::{AttemptDetails, Outcome, RunEvent, RunSummary};
 use crate::plan::{Admission, Plan, StepIndex};
 use crate::schedule::{CancelReason, Effect, Input, ScheduleOptions, Scheduler, StopForce, Verdict};
 
-/// An unfinished log line is shown after so long a silence at the latest twice over.
+/// How often unfinished log lines are looked at, while there are any; shown after a whole such time without a byte.
 const QUIET_LINE: Duration = Duration::from_millis(200);
-/// Cleanup of attempts that were given up is waited for so long.
-const LAST_CLEANUP: Duration = Duration::from_secs(10);
+/// Cleanup of attempts whose outcome is known is waited for so long once every step has its final status.
+const CLEANUP_LIMIT: Duration = Duration::from_secs(60);
+/// The same, for attempts that no kill ended.
+const GIVEN_UP_CLEANUP_LIMIT: Duration = Duration::from_secs(10);
+/// The executor's closing is waited for so long, and when the run was abandoned.
+const CLOSE_LIMIT: Duration = Duration::from_secs(30);
+const ABANDONED_CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// What to run and where.
 #[derive(Debug, Clone)]
@@ -36,15 +42,33 @@ pub struct Run {
 }
 
 enum Message {
-    Started { step: StepIndex, attempt: u32, details: AttemptDetails },
-    Over { step: StepIndex, attempt: u32, outcome: Outcome },
-    Judged { step: StepIndex, attempt: u32, verdict: Verdict },
+    /// A log line is unfinished.
+    Unfinished,
+    Started {
+        step: StepIndex,
+        attempt: u32,
+        details: AttemptDetails,
+    },
+    Over {
+        step: StepIndex,
+        attempt: u32,
+        outcome: Outcome,
+    },
+    Judged {
+        step: StepIndex,
+        attempt: u32,
+        verdict: Verdict,
+    },
 }
 
 /// Runs a plan to its end with an executor.
 ///
-/// Returns when every attempt is over and cleaned up, or at once after [`CancelReason::Abandon`]. A verdict on every ending
-/// other than [`Outcome::Completed`] is asked of the host by [`Notice::Judge`].
+/// A verdict on every ending other than [`Outcome::Completed`] is asked of the host by [`Notice::Judge`]; the step goes on
+/// when it comes, so a host must answer each. When the host is gone, or drops the question, the outcome stands as it is.
+///
+/// Returns when every attempt is over and cleaned up and the executor is closed; each of these waits is bounded, and
+/// whatever is not released by then is named in [`RunSummary::left_running`]. [`CancelReason::Abandon`] ends all waiting:
+/// unfinished attempts go on in the background for as long as the runtime lives.
 pub async fn drive<E: Executor>(
     run: Run,
     executor: Arc<E>,
@@ -63,6 +87,8 @@ pub async fn drive<E: Executor>(
         of_task: HashMap::new(),
         live: HashMap::new(),
         wake_at: None,
+        look_at: None,
+        abandoned: false,
         summary: None,
         run,
     };
@@ -80,12 +106,15 @@ struct Driver<E> {
     live: HashMap<(StepIndex, u32), Live>,
     begun: Instant,
     wake_at: Option<Duration>,
+    /// When to look at unfinished log lines.
+    look_at: Option<Instant>,
+    abandoned: bool,
     summary: Option<RunSummary>,
 }
 
 struct Live {
     stop: watch::Sender<Option<StopForce>>,
-    sink: Weak<Sink>,
+    sink: Arc<Sink>,
     /// The first word on the outcome counts: `settled` or the future's end.
     over: bool,
 }
@@ -102,67 +131,54 @@ impl<E: Executor> Driver<E> {
             let message = format!("the log directory {} cannot be created: {error}", directory.display());
             self.notices.send(Notice::Warning { step: Arc::from(""), message });
         }
-        let mut quiet = tokio::time::interval(QUIET_LINE);
-        quiet.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.feed(Input::Start);
-        let mut abandoned = false;
         let mut host_gone = false;
-        while self.summary.is_none() {
+        let mut summary = loop {
+            if let Some(summary) = self.summary.take() {
+                break summary;
+            }
             let wake = self.wake_at.map(|at| self.begun + at);
             tokio::select! {
-                Some(message) = inbox.recv() => self.on_message(message),
-                Some(ended) = self.attempts.join_next_with_id() => self.on_joined(ended),
+                // What an attempt said before it ended is heard before its end.
+                biased;
                 cancel = cancels.recv(), if !host_gone => match cancel {
                     Some(reason) => {
-                        abandoned |= reason == CancelReason::Abandon;
+                        self.abandoned |= reason == CancelReason::Abandon;
                         self.feed(Input::Cancel { reason });
                     }
                     None => host_gone = true,
                 },
+                Some(message) = inbox.recv() => self.on_message(message),
+                Some(ended) = self.attempts.join_next_with_id() => self.on_joined(ended),
                 () = sleep_until(wake) => self.feed(Input::Tick),
-                _ = quiet.tick() => self.flush_quiet_lines(),
+                () = sleep_until(self.look_at) => self.look_at_unfinished_lines(),
             }
+        };
+        let limit = if summary.left_running.is_empty() { CLEANUP_LIMIT } else { GIVEN_UP_CLEANUP_LIMIT };
+        if !self.abandoned {
+            let cleaned_up = async {
+                while let Some(ended) = self.attempts.join_next_with_id().await {
+                    self.of_task.remove(&ended.map_or_else(|error| error.id(), |(id, _)| id));
+                }
+            };
+            self.abandoned = bounded(limit, &mut cancels, cleaned_up).await == Err(Cut::Abandoned);
         }
-        let mut left = Vec::new();
-        if !abandoned {
-            abandoned = self.wait_for_cleanup(&mut cancels).await;
+        self.attempts.detach_all();
+        let mut left: BTreeSet<String> = self.of_task.values().map(|&(step, _)| self.name(step)).collect();
+        let closed = Arc::clone(&self.executor).close();
+        let limit = if self.abandoned { ABANDONED_CLOSE_LIMIT } else { CLOSE_LIMIT };
+        match bounded(limit, &mut cancels, closed).await {
+            Ok(names) => left.extend(names),
+            Err(_) => self.notices.send(Notice::Warning {
+                step: Arc::from(""),
+                message: "releasing what the run held was not waited for; it may take a while longer".to_owned(),
+            }),
         }
-        if abandoned {
-            self.attempts.detach_all();
-        } else {
-            left = Arc::clone(&self.executor).close().await;
-        }
-        self.finish(left)
-    }
-
-    fn finish(self, left: Vec<String>) -> RunSummary {
-        let Some(mut summary) = self.summary else { unreachable!("the loop ends with a summary") };
-        for name in left {
-            if !summary.left_running.contains(&name) {
-                summary.left_running.push(name);
-            }
-        }
+        // Named by the scheduler when it gave up, but an attempt that has ended since is not left running.
+        summary.left_running = left.into_iter().collect();
         self.notices.send(Notice::Event(RunEvent::RunFinished { summary: summary.clone() }));
+        self.notices.close();
         summary
-    }
-
-    /// Waits until no attempt's future is left; true when the user would not wait.
-    async fn wait_for_cleanup(&mut self, cancels: &mut mpsc::UnboundedReceiver<CancelReason>) -> bool {
-        let gave_up = self.summary.as_ref().is_some_and(|summary| !summary.left_running.is_empty());
-        let limit = gave_up.then(|| Instant::now() + LAST_CLEANUP);
-        let mut host_gone = false;
-        while !self.attempts.is_empty() {
-            tokio::select! {
-                _ = self.attempts.join_next() => {}
-                cancel = cancels.recv(), if !host_gone => match cancel {
-                    Some(CancelReason::Abandon) => return true,
-                    Some(_) => {}
-                    None => host_gone = true,
-                },
-                () = sleep_until(limit) => return true,
-            }
-        }
-        false
     }
 
     fn feed(&mut self, input: Input) {
@@ -176,12 +192,12 @@ impl<E: Executor> Driver<E> {
                         live.stop.send_replace(Some(force));
                     }
                 }
-                Effect::Prepare { step } => Arc::clone(&self.executor).prepare(self.spec(step, 1)),
+                Effect::Prepare { step } => {
+                    Arc::clone(&self.executor).prepare(self.spec(step, self.scheduler.next_attempt(step)))
+                }
                 Effect::Discard { step } => Arc::clone(&self.executor).discard(step),
                 Effect::WakeAt { at } => self.wake_at = Some(at),
-                Effect::Emit(event) => {
-                    self.notices.send(Notice::Event(event));
-                }
+                Effect::Emit(event) => self.notices.send(Notice::Event(event)),
                 Effect::Finish(summary) => self.summary = Some(summary),
             }
         }
@@ -200,8 +216,9 @@ impl<E: Executor> Driver<E> {
             step,
             name: Arc::clone(&spec.name),
             attempt,
-            log_path: path.map(|path| path.display().to_string()),
+            log_path: path.filter(|_| log.has_file()).map(|path| path.display().to_string()),
             log: Mutex::new(log),
+            watched: AtomicBool::new(false),
             messages: self.messages.clone(),
             notices: self.notices.clone(),
         });
@@ -209,7 +226,7 @@ impl<E: Executor> Driver<E> {
             sink.warning(message);
         }
         let (stop, control) = AttemptControl::new();
-        self.live.insert((step, attempt), Live { stop, sink: Arc::downgrade(&sink), over: false });
+        self.live.insert((step, attempt), Live { stop, sink: Arc::clone(&sink), over: false });
         let executor = Arc::clone(&self.executor);
         let task = self.attempts.spawn(async move {
             let outcome = executor.run(spec, control, Arc::clone(&sink) as Arc<dyn AttemptSink>).await;
@@ -225,12 +242,18 @@ impl<E: Executor> Driver<E> {
             Err(error) => (error.id(), Outcome::Lost { reason: format!("its supervision failed: {error}") }),
         };
         if let Some((step, attempt)) = self.of_task.remove(&id) {
+            if let Some(live) = self.live.get(&(step, attempt)) {
+                live.sink.flush(AttemptLog::finish);
+            }
             self.on_over(step, attempt, outcome);
         }
     }
 
     fn on_message(&mut self, message: Message) {
         match message {
+            Message::Unfinished => {
+                self.look_at.get_or_insert_with(|| Instant::now() + QUIET_LINE);
+            }
             Message::Started { step, attempt, details } => self.feed(Input::AttemptStarted { step, attempt, details }),
             Message::Over { step, attempt, outcome } => self.on_over(step, attempt, outcome),
             Message::Judged { step, attempt, verdict } => {
@@ -251,7 +274,9 @@ impl<E: Executor> Driver<E> {
             self.feed(Input::AttemptEnded { step, attempt, verdict });
             return;
         }
-        let log_tail = live.sink.upgrade().map(|sink| sink.tail()).unwrap_or_default();
+        let log_tail = live.sink.tail();
+        let outcome = self.scheduler.classify(step, attempt, outcome);
+        self.feed(Input::AttemptOver { step, attempt, outcome: outcome.clone() });
         let (reply, answer) = oneshot::channel();
         let name = Arc::clone(&self.run.plan.step(step).name);
         let judgement = Judgement { step: name, attempt, outcome: outcome.clone(), log_tail, reply };
@@ -264,10 +289,43 @@ impl<E: Executor> Driver<E> {
         });
     }
 
-    fn flush_quiet_lines(&self) {
-        for sink in self.live.values().filter_map(|live| live.sink.upgrade()) {
-            sink.flush(AttemptLog::flush_quiet);
+    fn look_at_unfinished_lines(&mut self) {
+        let unfinished = self.live.values().filter(|live| live.sink.show_quiet_lines()).count();
+        self.look_at = (unfinished > 0).then(|| Instant::now() + QUIET_LINE);
+    }
+
+    fn name(&self, step: StepIndex) -> String {
+        self.run.plan.step(step).name.to_string()
+    }
+}
+
+/// Why something was not waited for to its end.
+#[derive(Debug, PartialEq, Eq)]
+enum Cut {
+    Late,
+    Abandoned,
+}
+
+/// Waits for at most so long, and not at all any more when the user abandons the run.
+async fn bounded<T>(
+    limit: Duration,
+    cancels: &mut mpsc::UnboundedReceiver<CancelReason>,
+    work: impl Future<Output = T>,
+) -> Result<T, Cut> {
+    let abandoned = async {
+        loop {
+            match cancels.recv().await {
+                Some(CancelReason::Abandon) => return,
+                Some(_) => {}
+                None => std::future::pending().await,
+            }
         }
+    };
+    tokio::select! {
+        biased;
+        done = work => Ok(done),
+        () = abandoned => Err(Cut::Abandoned),
+        () = tokio::time::sleep(limit) => Err(Cut::Late),
     }
 }
 
@@ -284,6 +342,8 @@ struct Sink {
     attempt: u32,
     log_path: Option<String>,
     log: Mutex<AttemptLog>,
+    /// Whether the driver looks at unfinished lines already.
+    watched: AtomicBool,
     messages: mpsc::UnboundedSender<Message>,
     notices: NoticeSender,
 }
@@ -294,6 +354,16 @@ impl Sink {
         for stream in [LogStream::Stdout, LogStream::Stderr] {
             self.notices.log(&self.name, self.attempt, stream, lines(&mut log, stream));
         }
+    }
+
+    /// Shows what has been unfinished for long; whether something is unfinished still.
+    fn show_quiet_lines(&self) -> bool {
+        self.flush(AttemptLog::flush_quiet);
+        // Under the lock, so that no line begins unnoticed in between.
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let unfinished = log.is_unfinished();
+        self.watched.store(unfinished, Ordering::Relaxed);
+        unfinished
     }
 
     fn tail(&self) -> Vec<String> {
@@ -311,6 +381,9 @@ impl AttemptSink for Sink {
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         let (text, warning) = log.push(stream, &bytes);
         self.notices.log(&self.name, self.attempt, stream, text);
+        if log.is_unfinished() && !self.watched.swap(true, Ordering::Relaxed) {
+            let _ = self.messages.send(Message::Unfinished);
+        }
         if let Some(message) = warning {
             self.warning(message);
         }

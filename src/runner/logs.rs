@@ -11,8 +11,12 @@ use super::LogStream;
 
 /// A longer line is shown in pieces of this many bytes.
 const MAX_LINE_BYTES: usize = 64 * 1024;
+/// An unfinished line is shown after so many looks without a newline, even if it still grows: a busy progress bar.
+const MAX_LOOKS: u8 = 10;
 /// Lines kept for error messages.
 const TAIL_LINES: usize = 20;
+/// A longer step name is cut in its log's file name.
+const MAX_NAME_BYTES: usize = 100;
 /// Bytes kept of each of them.
 const TAIL_LINE_BYTES: usize = 2 * 1024;
 
@@ -29,6 +33,8 @@ struct Partial {
     bytes: Vec<u8>,
     /// Set when nothing arrived since the last look.
     quiet: bool,
+    /// How often it was looked at and left alone.
+    looks: u8,
 }
 
 impl AttemptLog {
@@ -72,14 +78,27 @@ impl AttemptLog {
         (lines, warning)
     }
 
-    /// Gives unfinished lines that have been waiting since the last call, such as a prompt or a progress bar.
+    /// Gives an unfinished line to which nothing was added since the last call, such as a prompt or a progress bar.
     pub(super) fn flush_quiet(&mut self, stream: LogStream) -> String {
         let partial = &mut self.partial[slot(stream)];
         let mut lines = String::new();
-        if !partial.bytes.is_empty() && std::mem::replace(&mut partial.quiet, true) {
-            self.complete(stream, &mut lines);
+        if !partial.bytes.is_empty() {
+            partial.looks += 1;
+            if std::mem::replace(&mut partial.quiet, true) || partial.looks >= MAX_LOOKS {
+                self.complete(stream, &mut lines);
+            }
         }
         lines
+    }
+
+    /// Whether a line is unfinished.
+    pub(super) fn is_unfinished(&self) -> bool {
+        self.partial.iter().any(|partial| !partial.bytes.is_empty())
+    }
+
+    /// Whether the bytes are kept in a file.
+    pub(super) fn has_file(&self) -> bool {
+        self.file.is_some()
     }
 
     /// Gives what is left when the attempt is over.
@@ -113,6 +132,8 @@ impl AttemptLog {
         }
         self.tail.push_back(text[..end].to_owned());
         partial.bytes.clear();
+        partial.quiet = false;
+        partial.looks = 0;
     }
 
     fn write_file(&mut self, bytes: &[u8]) -> Option<String> {
@@ -129,11 +150,22 @@ fn slot(stream: LogStream) -> usize {
     }
 }
 
-/// Where the log of an attempt is kept: the step's name with whatever is unsafe in a file name replaced.
+/// Where the log of an attempt is kept.
+///
+/// A step's name that is no safe file name is spelled with `_`, and with a digest of the name so that no two steps share a
+/// file.
 pub(super) fn log_path(directory: &Path, step: &str, attempt: u32) -> PathBuf {
-    let safe: String =
-        step.chars().take(100).map(|c| if c.is_alphanumeric() || matches!(c, '-' | '_') { c } else { '_' }).collect();
-    directory.join(format!("{safe}.{attempt}.log"))
+    let is_safe = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+    if step.len() <= MAX_NAME_BYTES && step.chars().all(is_safe) {
+        return directory.join(format!("{step}.{attempt}.log"));
+    }
+    // FNV-1a, 64 bit: file names must be the same in every process.
+    let digest = step
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let is_shown = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    let shown: String = step.chars().take(MAX_NAME_BYTES).map(|c| if is_shown(c) { c } else { '_' }).collect();
+    directory.join(format!("{shown}-{digest:016x}.{attempt}.log"))
 }
 
 /// Creates a directory that only its owner can read, with its parents.
@@ -192,6 +224,44 @@ mod tests {
         assert_eq!(log.flush_quiet(LogStream::Stderr), "name? \n");
         assert_eq!(log.flush_quiet(LogStream::Stderr), "");
         assert_eq!(log.tail(), ["name? "]);
+    }
+
+    #[test]
+    fn a_busy_progress_bar_is_shown_now_and_then() {
+        let (mut log, _) = AttemptLog::open(None);
+        let shown: Vec<String> = (0..25)
+            .map(|percent| {
+                log.push(LogStream::Stderr, format!("\r{percent}%").as_bytes());
+                log.flush_quiet(LogStream::Stderr)
+            })
+            .filter(|text| !text.is_empty())
+            .collect();
+        assert_eq!(shown, ["9%\n", "19%\n"]);
+    }
+
+    #[test]
+    fn the_tail_keeps_the_last_lines_cut_to_size() {
+        let (mut log, _) = AttemptLog::open(None);
+        for line in 0..30 {
+            log.push(LogStream::Stdout, format!("line {line}\n").as_bytes());
+        }
+        log.push(LogStream::Stderr, "\u{e9}".repeat(2000).as_bytes());
+        log.finish(LogStream::Stderr);
+        let tail = log.tail();
+        assert_eq!((tail.len(), tail[0].as_str(), tail[19].len()), (20, "line 11", TAIL_LINE_BYTES));
+    }
+
+    #[test]
+    fn every_step_has_a_safe_file_of_its_own() {
+        let name = |step: &str| log_path(Path::new("/run"), step, 2).file_name().unwrap().to_str().unwrap().to_owned();
+        assert_eq!(name("trainer_2"), "trainer_2.2.log");
+        let long = "\u{1f980}".repeat(200);
+        let awkward = ["../../etc/passwd", "a b", "a_b", "a/b", "a.b", "A_B", ".", &long, &long[4..]];
+        let names: std::collections::BTreeSet<String> = awkward.iter().map(|step| name(step).to_lowercase()).collect();
+        assert_eq!(names.len(), awkward.len());
+        for name in names {
+            assert!(name.len() < 255 && !name.starts_with('.') && !name.contains('/'), "{name}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Drives a [`crate::schedule`] with an [`Executor`] on tokio. Knows no engine and no Python.
 
+pub mod conformance;
 mod drive;
 mod executor;
 mod logs;
@@ -11,4 +12,4 @@ pub use executor::{AttemptControl, AttemptSink, AttemptSpec, Executor, LogStream
 pub use notice::{Judgement, Notice, NoticeReceiver, NoticeSender, RunOver, notices};
 // Part of the executor's contract: executors stop with a force and know nothing else of the scheduler.
 pub use crate::schedule::StopForce;
-pub use simulate::{Script, SimulatedExecutor};
+pub use simulate::{Script, SimulatedExecutor, SimulatedStart};

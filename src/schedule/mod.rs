@@ -3,14 +3,18 @@
 //! No clock, no randomness, no channels, no hash order: the same inputs give the same effects. It does not know what a
 //! container is; [`crate::runner`] carries its effects out.
 
+mod ahead;
+mod cancel;
 mod prepare;
 mod ready;
 mod scheduler;
+mod timers;
 
 use std::fmt;
 use std::time::Duration;
 
-pub use scheduler::{GIVE_UP_AFTER_KILL, ScheduleOptions, Scheduler};
+pub use cancel::GIVE_UP_AFTER_KILL;
+pub use scheduler::{ScheduleOptions, Scheduler};
 
 use crate::event::{AttemptDetails, Outcome, RunEvent, RunSummary};
 use crate::plan::StepIndex;
@@ -28,6 +32,16 @@ pub enum Input {
         attempt: u32,
         /// For the event.
         details: AttemptDetails,
+    },
+    /// The attempt's process is over and the verdict on it is being found: its timeout no longer counts and a stop would
+    /// come too late. Not required before [`Input::AttemptEnded`].
+    AttemptOver {
+        /// Step.
+        step: StepIndex,
+        /// Attempt number, from 1.
+        attempt: u32,
+        /// How, as far as the executor can tell.
+        outcome: Outcome,
     },
     /// The attempt is over.
     AttemptEnded {
@@ -129,6 +143,7 @@ pub enum Effect {
     },
     /// Tell whoever listens.
     Emit(RunEvent),
-    /// The run is over; the last effect.
+    /// Every step has its final status; the last effect. [`RunEvent::RunFinished`] is left to whoever releases what the run
+    /// held.
     Finish(RunSummary),
 }

@@ -1,5 +1,9 @@
 //! Ready steps in order of urgency, and what the host has left for them.
 //!
+//! The most urgent ready step starts first. While it does not fit, less urgent steps that fit may overtake it ("backfill"):
+//! without limit as long as that cannot delay it, otherwise [`MAX_OVERTAKES`] times. After that the host is reserved for it,
+//! so that a big step never starves behind small ones. Capacity never idles while everything that is ready fits.
+//!
 //! Steps with equal demands form a class, because if one of them does not fit none of them does. An event looks at no
 //! more than [`LOOK_AHEAD`] classes, so that 100,000 ready steps cost no more than a few.
 
@@ -10,9 +14,8 @@ use crate::plan::{Admission, Demand};
 /// How many classes are considered for one launch.
 const LOOK_AHEAD: usize = 64;
 
-/// How many less urgent steps may overtake the most urgent one while it does not fit. After that nothing else starts until
-/// it fits, so that a big step never starves behind small ones.
-const MAX_OVERTAKES: u32 = 16;
+/// How many less urgent steps may delay the most urgent one while it does not fit.
+const MAX_OVERTAKES: u8 = 16;
 
 /// Position in the order of urgency; 0 is the most urgent step of the plan.
 pub(super) type Rank = u32;
@@ -25,10 +28,12 @@ pub(super) struct ReadyQueue {
     classes: Vec<Class>,
     /// The most urgent member of every class that has one.
     heads: BTreeSet<(Rank, u32)>,
-    all: BTreeSet<Rank>,
     free: Demand,
     free_slots: u32,
-    overtaken: Option<(Rank, u32)>,
+    /// By rank: how often it was overtaken while it was the most urgent.
+    overtaken: Vec<u8>,
+    /// The step that has been overtaken often enough: the next to start.
+    reserved: Option<Rank>,
 }
 
 #[derive(Debug)]
@@ -41,8 +46,9 @@ impl ReadyQueue {
     /// A queue with the whole host free; `demands` in order of rank.
     pub(super) fn new(admission: &Admission, demands: impl Iterator<Item = Demand>) -> Self {
         let mut classes = Vec::new();
+        // Looked up only, never iterated: its order does not matter.
         let mut by_demand = HashMap::new();
-        let class_of = demands
+        let class_of: Vec<u32> = demands
             .map(|demand| {
                 *by_demand.entry((demand.cpu_millis, demand.memory_bytes, demand.gpus)).or_insert_with(|| {
                     classes.push(Class { demand, ranks: BTreeSet::new() });
@@ -52,44 +58,46 @@ impl ReadyQueue {
             .collect();
         let capacity = admission.capacity;
         Self {
+            overtaken: vec![0; class_of.len()],
             class_of,
             classes,
             heads: BTreeSet::new(),
-            all: BTreeSet::new(),
             free: Demand { cpu_millis: capacity.cpu_millis, memory_bytes: capacity.memory_bytes, gpus: capacity.gpus },
             free_slots: admission.max_parallelism,
-            overtaken: None,
+            reserved: None,
         }
     }
 
     pub(super) fn insert(&mut self, rank: Rank) {
-        self.all.insert(rank);
-        let class = self.class_of[rank as usize];
-        let ranks = &mut self.classes[class as usize].ranks;
-        if let Some(&head) = ranks.first() {
-            self.heads.remove(&(head, class));
-        }
-        ranks.insert(rank);
-        if let Some(&head) = ranks.first() {
-            self.heads.insert((head, class));
-        }
+        self.change(rank, |ranks| {
+            ranks.insert(rank);
+        });
     }
 
     pub(super) fn remove(&mut self, rank: Rank) {
-        if !self.all.remove(&rank) {
-            return;
+        self.change(rank, |ranks| {
+            ranks.remove(&rank);
+        });
+        self.overtaken[rank as usize] = 0;
+        if self.reserved == Some(rank) {
+            self.reserved = None;
         }
+    }
+
+    /// Changes the class of a rank and keeps `heads` true.
+    fn change(&mut self, rank: Rank, change: impl FnOnce(&mut BTreeSet<Rank>)) {
         let class = self.class_of[rank as usize];
         let ranks = &mut self.classes[class as usize].ranks;
-        if let Some(&head) = ranks.first() {
-            self.heads.remove(&(head, class));
-        }
-        ranks.remove(&rank);
-        if let Some(&head) = ranks.first() {
-            self.heads.insert((head, class));
-        }
-        if self.overtaken.is_some_and(|(overtaken, _)| overtaken == rank) {
-            self.overtaken = None;
+        let before = ranks.first().copied();
+        change(ranks);
+        let after = ranks.first().copied();
+        if before != after {
+            if let Some(head) = before {
+                self.heads.remove(&(head, class));
+            }
+            if let Some(head) = after {
+                self.heads.insert((head, class));
+            }
         }
     }
 
@@ -98,23 +106,11 @@ impl ReadyQueue {
         if self.free_slots == 0 {
             return None;
         }
-        let (first, _) = *self.heads.first()?;
-        let rank = self
-            .heads
-            .iter()
-            .take(LOOK_AHEAD)
-            .find(|&&(_, class)| fits(self.classes[class as usize].demand, self.free))
-            .map(|&(rank, _)| rank)?;
-        if rank != first {
-            let overtakes = match self.overtaken {
-                Some((overtaken, count)) if overtaken == first => count,
-                _ => 0,
-            };
-            if overtakes >= MAX_OVERTAKES {
-                return None;
-            }
-            self.overtaken = Some((first, overtakes + 1));
-        }
+        let first = match self.reserved {
+            Some(rank) => rank,
+            None => self.heads.first()?.0,
+        };
+        let rank = if fits(self.demand(first), self.free) { first } else { self.backfill(first)? };
         self.remove(rank);
         let demand = self.demand(rank);
         self.free.cpu_millis -= demand.cpu_millis;
@@ -124,6 +120,37 @@ impl ReadyQueue {
         Some(rank)
     }
 
+    /// The step that may overtake `first`, which does not fit.
+    fn backfill(&mut self, first: Rank) -> Option<Rank> {
+        let wanted = self.demand(first);
+        let (rank, delays) = self
+            .heads
+            .iter()
+            .take(LOOK_AHEAD)
+            .map(|&(rank, class)| (rank, self.classes[class as usize].demand))
+            .filter(|&(_, demand)| fits(demand, self.free))
+            .map(|(rank, demand)| (rank, self.delays(wanted, demand)))
+            .find(|&(_, delays)| !delays || self.reserved.is_none())?;
+        if delays {
+            let overtaken = &mut self.overtaken[first as usize];
+            *overtaken += 1;
+            if *overtaken >= MAX_OVERTAKES {
+                self.reserved = Some(first);
+            }
+        }
+        Some(rank)
+    }
+
+    /// Whether starting `other` can postpone the start of `wanted`: it takes of what `wanted` lacks, or of what `wanted`
+    /// would have had enough of.
+    fn delays(&self, wanted: Demand, other: Demand) -> bool {
+        let postpones = |wanted: u64, other: u64, free: u64| other > 0 && wanted.saturating_add(other) > free;
+        self.free_slots < 2
+            || postpones(wanted.cpu_millis, other.cpu_millis, self.free.cpu_millis)
+            || postpones(wanted.memory_bytes, other.memory_bytes, self.free.memory_bytes)
+            || postpones(wanted.gpus.into(), other.gpus.into(), self.free.gpus.into())
+    }
+
     /// Gives back the share of a step that was admitted.
     pub(super) fn release(&mut self, rank: Rank) {
         let demand = self.demand(rank);
@@ -131,11 +158,6 @@ impl ReadyQueue {
         self.free.memory_bytes += demand.memory_bytes;
         self.free.gpus += demand.gpus;
         self.free_slots += 1;
-    }
-
-    /// Ready steps, most urgent first.
-    pub(super) fn iter(&self) -> impl Iterator<Item = Rank> + '_ {
-        self.all.iter().copied()
     }
 
     pub(super) fn free_memory(&self) -> u64 {

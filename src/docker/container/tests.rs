@@ -36,7 +36,8 @@ fn names_are_readable_and_allowed() {
 
 #[test]
 fn labels_of_ours_cannot_be_replaced() {
-    let fields = json!({"labels": {"step-engine.run": "x", "team": "a"}, "run_args": {"labels": {"team": "b", "more": "c"}}});
+    let fields =
+        json!({"labels": {"step-engine.run": "x", "team": "a"}, "run_args": {"labels": {"team": "b", "more": "c"}}});
     let labels = describe(fields, Demand::default()).labels.unwrap();
     assert_eq!(labels[label::RUN], "1234-5678-9abc");
     assert_eq!((labels[label::STEP].as_str(), labels[label::ATTEMPT].as_str()), ("train", "2"));
@@ -62,7 +63,10 @@ fn single_run_arguments_win() {
 #[test]
 fn the_demand_is_the_limit_unless_told_otherwise() {
     let limits = host(json!({}));
-    assert_eq!((limits.nano_cpus, limits.memory, limits.memory_swap), (Some(1_500_000_000), Some(1 << 30), Some(1 << 30)));
+    assert_eq!(
+        (limits.nano_cpus, limits.memory, limits.memory_swap),
+        (Some(1_500_000_000), Some(1 << 30), Some(1 << 30))
+    );
     let limits = host(json!({"enforce_limits": false}));
     assert_eq!((limits.nano_cpus, limits.memory, limits.memory_swap), (None, None, None));
     let limits = host(json!({"run_args": {"mem_limit": "2g", "cpu_quota": 1000}}));
@@ -91,7 +95,10 @@ fn volumes_are_mounts_by_target() {
     let mounts = host.mounts.unwrap();
     let of = |target: &str| mounts.iter().find(|mount| mount.target.as_deref() == Some(target)).unwrap();
     assert_eq!(mounts.len(), 2);
-    assert_eq!((of("/x").source.as_deref(), of("/x").read_only, of("/x").typ), (Some("/a"), Some(true), Some(MountType::BIND)));
+    assert_eq!(
+        (of("/x").source.as_deref(), of("/x").read_only, of("/x").typ),
+        (Some("/a"), Some(true), Some(MountType::BIND))
+    );
     assert_eq!(of("/n").typ, Some(MountType::VOLUME));
     let driver = of("/n").volume_options.as_ref().unwrap().driver_config.as_ref().unwrap();
     assert_eq!(driver.name.as_deref(), Some("nfs"));

@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use bollard::models::{
-    DeviceMapping, DeviceRequest, HealthConfig, HostConfigLogConfig, PortBinding, ResourcesUlimits,
-};
+use bollard::models::{DeviceMapping, DeviceRequest, HealthConfig, HostConfigLogConfig, PortBinding, ResourcesUlimits};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -124,18 +122,22 @@ impl At<'_> {
                 .iter()
                 .map(|(name, item)| {
                     // Python's str() of a boolean is what docker-py would send.
-                    Ok((name.clone(), match item {
-                        Value::Null => None,
-                        Value::Bool(true) => Some("True".to_owned()),
-                        Value::Bool(false) => Some("False".to_owned()),
-                        _ => Some(self.text_or_number(item)?),
-                    }))
+                    Ok((
+                        name.clone(),
+                        match item {
+                            Value::Null => None,
+                            Value::Bool(true) => Some("True".to_owned()),
+                            Value::Bool(false) => Some("False".to_owned()),
+                            _ => Some(self.text_or_number(item)?),
+                        },
+                    ))
                 })
                 .collect::<Result<_>>()?,
             _ => return self.expected("a dict or a list of `NAME=value`", value),
         };
         for (name, value) in &variables {
-            if name.is_empty() || name.contains(['=', '\0']) || value.as_ref().is_some_and(|value| value.contains('\0')) {
+            if name.is_empty() || name.contains(['=', '\0']) || value.as_ref().is_some_and(|value| value.contains('\0'))
+            {
                 return Err(self.error("has an entry without a proper name, or a NUL character in a value"));
             }
         }
@@ -192,7 +194,9 @@ impl At<'_> {
 
     fn volume(self, source: &str, fields: &Map<String, Value>) -> Result<Volume> {
         if let Some(other) = fields.keys().find(|key| !["bind", "mode", "ro", "propagation"].contains(&key.as_str())) {
-            return Err(self.error(format!("`{source}` has the unknown key `{other}`; known are bind, mode, ro, propagation")));
+            return Err(
+                self.error(format!("`{source}` has the unknown key `{other}`; known are bind, mode, ro, propagation"))
+            );
         }
         let Some(target) = fields.get("bind").and_then(Value::as_str) else {
             return Err(self.error(format!("`{source}` needs the key `bind`, a path in the container")));
@@ -356,7 +360,8 @@ impl At<'_> {
     /// The Engine API's own dict.
     pub(super) fn model<T: DeserializeOwned>(self, value: &Value) -> Result<T> {
         // serde's message may repeat the value; the names of the Engine API's fields are what helps.
-        serde_json::from_value(value.clone()).map_err(|_| self.error("does not have the form that the Engine API documents"))
+        serde_json::from_value(value.clone())
+            .map_err(|_| self.error("does not have the form that the Engine API documents"))
     }
 
     /// A list of the Engine API's own dicts.
@@ -416,9 +421,16 @@ mod tests {
 
     #[test]
     fn bytes_are_read_as_docker_py_reads_them() {
-        for (text, bytes) in
-            [("512", 512), ("1b", 1), ("2k", 2048), ("2K", 2048), ("4g", 4 << 30), ("4GB", 4 << 30), ("1.5m", 1_572_864), ("-1", -1)]
-        {
+        for (text, bytes) in [
+            ("512", 512),
+            ("1b", 1),
+            ("2k", 2048),
+            ("2K", 2048),
+            ("4g", 4 << 30),
+            ("4GB", 4 << 30),
+            ("1.5m", 1_572_864),
+            ("-1", -1),
+        ] {
             assert_eq!(parse_bytes(text), Some(bytes), "{text}");
         }
         for text in ["", "g", "4x", "four", "inf", "nan", "99999999999999t"] {

@@ -14,7 +14,14 @@ fn host(arguments: Value) -> HostConfig {
 /// A value that each name accepts: proves that every supported name is mapped and changes what is sent.
 fn sample(name: &str) -> Value {
     match name {
-        "cap_add" | "cap_drop" | "device_cgroup_rules" | "dns" | "dns_opt" | "dns_search" | "group_add" | "security_opt"
+        "cap_add"
+        | "cap_drop"
+        | "device_cgroup_rules"
+        | "dns"
+        | "dns_opt"
+        | "dns_search"
+        | "group_add"
+        | "security_opt"
         | "volumes_from" => json!(["x"]),
         "devices" => json!(["/dev/null"]),
         "ulimits" => json!([{"name": "nofile", "soft": 1, "hard": 2}]),
@@ -30,10 +37,12 @@ fn sample(name: &str) -> Value {
         "ports" => json!({"80/tcp": 8080}),
         "healthcheck" => json!({"test": "true"}),
         "log_config" => json!({"type": "json-file"}),
-        "network_disabled" | "init" | "oom_kill_disable" | "privileged" | "publish_all_ports" | "read_only" => json!(true),
+        "network_disabled" | "init" | "oom_kill_disable" | "privileged" | "publish_all_ports" | "read_only" => {
+            json!(true)
+        }
         "mem_limit" | "mem_reservation" | "memswap_limit" | "shm_size" => json!("1g"),
-        "blkio_weight" | "cpu_period" | "cpu_quota" | "cpu_rt_period" | "cpu_rt_runtime" | "cpu_shares" | "mem_swappiness"
-        | "nano_cpus" | "oom_score_adj" | "pids_limit" => json!(7),
+        "blkio_weight" | "cpu_period" | "cpu_quota" | "cpu_rt_period" | "cpu_rt_runtime" | "cpu_shares"
+        | "mem_swappiness" | "nano_cpus" | "oom_score_adj" | "pids_limit" => json!(7),
         _ => json!("text"),
     }
 }
@@ -90,15 +99,17 @@ fn volumes_take_dicts_and_lists() {
         target: target.to_owned(),
         mode: mode.to_owned(),
     };
-    let parsed = parse(json!({"volumes": {"/a": {"bind": "/b", "ro": true}, "named": "/c", "/d": {"bind": "/e", "mode": "z",
+    let parsed =
+        parse(json!({"volumes": {"/a": {"bind": "/b", "ro": true}, "named": "/c", "/d": {"bind": "/e", "mode": "z",
         "propagation": "rshared"}}}))
-    .unwrap();
+        .unwrap();
     let mut found = parsed.volumes;
     found.sort_by(|a, b| a.target.cmp(&b.target));
     assert_eq!(found, [volume("/a", "/b", "ro"), volume("named", "/c", "rw"), volume("/d", "/e", "z,rshared")]);
     let parsed = parse(json!({"volumes": ["/a:/b", "/c:/d:ro"]})).unwrap();
     assert_eq!(parsed.volumes, [volume("/a", "/b", "rw"), volume("/c", "/d", "ro")]);
-    for wrong in [json!(["/a"]), json!({"/a": {"mode": "ro"}}), json!({"/a": {"bind": "/b", "ro": true, "mode": "rw"}})] {
+    for wrong in [json!(["/a"]), json!({"/a": {"mode": "ro"}}), json!({"/a": {"bind": "/b", "ro": true, "mode": "rw"}})]
+    {
         parse(json!({"volumes": wrong})).unwrap_err();
     }
 }
@@ -146,7 +157,10 @@ fn structured_forms() {
     assert_eq!(devices[0].path_in_container.as_deref(), Some("/dev/a"));
     assert_eq!(devices[1].cgroup_permissions.as_deref(), Some("r"));
     let request = &host.device_requests.unwrap()[0];
-    assert_eq!((request.driver.as_deref(), request.device_ids.as_deref()), (Some("nvidia"), Some(&["0".to_owned()][..])));
+    assert_eq!(
+        (request.driver.as_deref(), request.device_ids.as_deref()),
+        (Some("nvidia"), Some(&["0".to_owned()][..]))
+    );
     assert_eq!(host.ulimits.unwrap()[0].hard, Some(20));
     assert_eq!(host.tmpfs.unwrap()["/tmp"], "size=1m");
     assert_eq!(host.log_config.unwrap().typ.as_deref(), Some("local"));

@@ -1,0 +1,187 @@
+"""The native interface on a real engine, without ZenML."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from step_engine import DockerEngine, DockerRun, errors
+
+
+def container(image: str, script: str, **more: Any) -> dict[str, Any]:
+    return {"image": image, "entrypoint": ["sh", "-c"], "command": [script], **more}
+
+
+def finish(run: DockerRun, verdict: dict[str, Any] | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Drives a run; every judgement is answered with `verdict`, or with what the engine says."""
+    run.start()
+    events: list[dict[str, Any]] = []
+    while not run.finished:
+        for event in run.next_events(1.0):
+            events.append(event)
+            if event["kind"] == "judge":
+                run.judge(event["step"], event["attempt"], verdict or event["outcome"], True)
+    assert run.summary is not None
+    return run.summary, events
+
+
+def text(events: list[dict[str, Any]], step: str) -> str:
+    return "".join(event["text"] for event in events if event["kind"] == "log" and event["step"] == step)
+
+
+@pytest.fixture(scope="module")
+def engine() -> DockerEngine:
+    return DockerEngine()
+
+
+def test_steps_run_in_order_and_together(engine: DockerEngine, image: str, label: str, tmp_path: Path) -> None:
+    plan = {
+        "run_id": label,
+        "pipeline": "p",
+        "max_parallelism": 2,
+        "steps": [
+            {"name": "a"},
+            {"name": "b", "upstream": ["a"]},
+            {"name": "c", "upstream": ["a"]},
+            {"name": "d", "upstream": ["b", "c"]},
+        ],
+    }
+    containers = {name: container(image, f"echo out {name}; echo err {name} >&2; sleep 0.5") for name in "abcd"}
+    run = DockerRun(engine, plan, containers, run_directory=str(tmp_path / "logs"))
+    summary, events = finish(run)
+    assert summary["status"] == "completed"
+    assert summary["peak_parallelism"] == 2
+    ends = {e["step"]: at for at, e in enumerate(events) if e["kind"] == "attempt_ended"}
+    begins = {e["step"]: at for at, e in enumerate(events) if e["kind"] == "attempt_launched"}
+    for upstream, downstream in (("a", "b"), ("a", "c"), ("b", "d"), ("c", "d")):
+        assert ends[upstream] < begins[downstream]
+    for name in "abcd":
+        assert sorted(text(events, name).splitlines()) == [f"err {name}", f"out {name}"]
+        log = tmp_path / "logs" / f"{name}.1.log"
+        assert f"out {name}\n" in log.read_text()
+        assert log.stat().st_mode & 0o077 == 0
+    assert (tmp_path / "logs").stat().st_mode & 0o077 == 0
+    assert engine.containers(label) == []
+
+
+def test_a_retry_is_another_container_and_the_verdict_counts(engine: DockerEngine, image: str, label: str) -> None:
+    plan = {"run_id": label, "steps": [{"name": "a", "retry": {"max_retries": 1, "delay_seconds": 0.1}}]}
+    summary, events = finish(DockerRun(engine, plan, {"a": container(image, "exit 3")}))
+    assert summary["status"] == "failed"
+    assert summary["first_failure"] == {"step": "a", "attempt": 2, "outcome": {"kind": "exited", "code": 3}}
+    ids = {e["details"]["container_id"] for e in events if e["kind"] == "attempt_started"}
+    assert len(ids) == 2
+    summary, _ = finish(
+        DockerRun(engine, plan | {"run_id": label}, {"a": container(image, "exit 3")}), {"kind": "completed"}
+    )
+    assert summary["status"] == "completed"
+    assert summary["attempts"] == 1
+
+
+def test_cancel_kills_what_ignores_sigterm(engine: DockerEngine, image: str, label: str) -> None:
+    plan = {"run_id": label, "steps": [{"name": "a", "stop_grace_seconds": 0.5}, {"name": "b", "upstream": ["a"]}]}
+    script = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
+    run = DockerRun(engine, plan, {name: container(image, script) for name in "ab"})
+    run.start()
+    while not run.finished:
+        for event in run.next_events(1.0):
+            if event["kind"] == "log":
+                run.cancel("interrupt")
+            if event["kind"] == "judge":
+                run.judge(event["step"], event["attempt"], event["outcome"], True)
+    assert run.summary is not None
+    assert run.summary["status"] == "stopped"
+    assert run.summary["steps"] == [("a", "stopped"), ("b", "skipped")] or run.summary["steps"] == [
+        ["a", "stopped"],
+        ["b", "skipped"],
+    ]
+    assert engine.containers(label) == []
+
+
+def test_output_is_complete_whatever_it_is(engine: DockerEngine, image: str, label: str, tmp_path: Path) -> None:
+    script = (
+        "import sys; w=sys.stdout.buffer.write; w(b'first\\n'); w(b'x'*1_000_000); w(b'\\n\\xff\\xfe\\n');"
+        "[w(b'0123456789abcdef'*4+b'\\n') for _ in range(320_000)]; w(b'last')"
+    )
+    plan = {"run_id": label, "steps": [{"name": "a"}]}
+    spec = {"image": image, "entrypoint": ["python", "-c"], "command": [script]}
+    summary, events = finish(DockerRun(engine, plan, {"a": spec}, run_directory=str(tmp_path / "logs")))
+    assert summary["status"] == "completed"
+    written = (tmp_path / "logs" / "a.1.log").read_bytes()
+    assert len(written) == 6 + 1_000_001 + 3 + 320_000 * 65 + 4
+    assert written.endswith(b"last")
+    shown = text(events, "a")
+    assert shown.startswith("first\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "message"),
+    [
+        ({"steps": [{"name": "a", "upstream": ["b"]}, {"name": "b", "upstream": ["a"]}]}, "", "wait for each other"),
+        ({"steps": [{"name": "a"}, {"name": "a"}]}, "steps[1].name", "taken"),
+        (
+            {"steps": [{"name": "a", "retry": {"delay_seconds": "soon"}}]},
+            "steps[0].retry.delay_seconds",
+            "must be real number",
+        ),
+        (
+            {"steps": [{"name": "a", "resources": {"memory_bytes": 10**18}}]},
+            "steps[0].resources.memory_bytes",
+            "the host has",
+        ),
+        ({"steps": [{"name": "a", "resources": {"gpus": 99}}]}, "steps[0].resources.gpus", "GPUs"),
+    ],
+)
+def test_bad_plans_are_refused(
+    engine: DockerEngine, image: str, label: str, change: dict[str, Any], field: str, message: str
+) -> None:
+    plan = {"run_id": label, **change}
+    with pytest.raises(errors.PlanError, match=message) as raised:
+        DockerRun(engine, plan, {name: container(image, "true") for name in "ab"[: len(change["steps"])]})
+    assert raised.value.field == field
+
+
+def test_bad_containers_are_refused(engine: DockerEngine, image: str, label: str) -> None:
+    plan = {"run_id": label, "steps": [{"name": "a"}]}
+    with pytest.raises(errors.DockerError, match=r"detach|supported"):
+        DockerRun(engine, plan, {"a": container(image, "true", run_args={"no_such_argument": 1})})
+    with pytest.raises(errors.PlanError, match="unknown field"):
+        DockerRun(engine, plan, {"a": container(image, "true", imagee="x")})
+    with pytest.raises(errors.PlanError, match="no container"):
+        DockerRun(engine, plan, {})
+    with pytest.raises(errors.DockerError, match="pull policy is `never`"):
+        engine.image_id("step-engine-test/no-such-image:1", pull_policy="never")
+
+
+def test_a_missing_volume_is_a_failure_that_names_it(engine: DockerEngine, image: str, label: str) -> None:
+    plan = {"run_id": label, "steps": [{"name": "a"}]}
+    volumes = [{"source": "/no/such/folder", "target": "/data"}]
+    summary, _ = finish(DockerRun(engine, plan, {"a": container(image, "true", volumes=volumes)}))
+    outcome = summary["first_failure"]["outcome"]
+    assert outcome["kind"] == "launch_failed"
+    assert "/no/such/folder" in outcome["reason"]
+
+
+def test_no_environment_value_is_in_any_label_or_error(engine: DockerEngine, image: str, label: str) -> None:
+    plan = {"run_id": label, "steps": [{"name": "a"}]}
+    spec = container(image, "sleep 0.2; exit 1", environment={"TOKEN": "s3cr3t"}, keep_containers="failed")
+    summary, events = finish(DockerRun(engine, plan, {"a": spec}))
+    assert "s3cr3t" not in repr(summary) + repr(events)
+    (kept,) = engine.containers(label)
+    assert kept["state"] == "exited"
+    labels = subprocess.run(
+        ["docker", "inspect", "--format", "{{json .Config.Labels}} {{.Name}}", kept["id"]],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "s3cr3t" not in labels
+
+
+def test_no_engine_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///no/such/socket")
+    with pytest.raises(errors.DockerError, match="/no/such/socket") as raised:
+        DockerEngine()
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,6 @@
+//! `drive()` with simulated executors in tokio's paused time.
+
+mod ending;
+mod host;
+mod logs;
+mod running;

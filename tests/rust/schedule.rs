@@ -1,0 +1,7 @@
+//! Transcripts of the scheduler: inputs written down, effects compared word for word.
+
+mod cancelling;
+mod preparing;
+mod properties;
+mod running;
+mod transcript;
