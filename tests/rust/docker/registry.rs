@@ -95,10 +95,13 @@ async fn open(image: Arc<Image>) -> String {
     host
 }
 
+fn login_directory(host: &str) -> std::path::PathBuf {
+    std::env::temp_dir().join(format!("step-engine-login-{}-{}", std::process::id(), host.replace(':', "-")))
+}
+
 /// An engine seen through a `config.json` that holds the password for `host`.
 async fn engine_with_login(host: &str, password: &str) -> Engine {
-    let directory =
-        std::env::temp_dir().join(format!("step-engine-login-{}-{}", std::process::id(), host.replace(':', "-")));
+    let directory = login_directory(host);
     std::fs::create_dir_all(&directory).unwrap();
     let auth = STANDARD.encode(format!("me:{password}"));
     std::fs::write(directory.join("config.json"), json!({"auths": {host: {"auth": auth}}}).to_string()).unwrap();
@@ -142,6 +145,7 @@ async fn steps_share_one_pull_from_a_registry_with_a_password() {
     let reports = reports.lock().unwrap().clone();
     assert_eq!(reports.first(), Some(&format!("pulling image `{name}`")));
     assert_eq!(reports.last(), Some(&format!("pulled image `{name}`")));
+    std::fs::remove_dir_all(login_directory(&host)).unwrap();
     fixture.leaves_nothing().await;
 }
 
@@ -162,5 +166,6 @@ async fn a_wrong_or_missing_password_says_to_log_in() {
         assert!(reason.contains(text) && reason.contains(&format!("`docker login {host}`")), "{reason}");
         assert!(!reason.contains("hunter2"), "{reason}");
     }
+    std::fs::remove_dir_all(login_directory(&host)).unwrap();
     fixture.leaves_nothing().await;
 }
