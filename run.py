@@ -24,9 +24,9 @@ def main() -> int:
     from step_engine.errors import StepEngineError
     from zenml.client import Client
 
-    options = {"enable_cache": False} if arguments.no_cache else {}
+    cache = False if arguments.no_cache else None
     try:
-        run = sklearn_pipeline.with_options(config_path=str(arguments.config), **options)()
+        run = sklearn_pipeline.with_options(config_path=str(arguments.config), enable_cache=cache)()
     except StepEngineError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,7 +1,8 @@
 """What `compare.py` runs: a chain, a fan-out and the tutorial's pipeline. Copied into a source root of its own."""
 
-from pipelines.sklearn_pipeline import sklearn_pipeline
 from zenml import pipeline, step
+
+from pipelines.sklearn_pipeline import sklearn_pipeline
 
 
 @step

@@ -271,6 +271,7 @@ mod tests {
         Surroundings::new(variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
     }
 
+    #[expect(clippy::unwrap_used, reason = "a helper of tests fails as a test does")]
     fn found(variables: &[(&str, &str)]) -> Vec<String> {
         candidates(&around(variables), None).unwrap().iter().map(|found| found.address.to_string()).collect()
     }

@@ -186,7 +186,10 @@ fn pull_failed(image: &str, anonymous: bool, error: &bollard::errors::Error) -> 
         other => error::chain(other),
     };
     let lower = message.to_ascii_lowercase();
-    let hint = if ["denied", "unauthorized", "authentication", "forbidden"].iter().any(|word| lower.contains(word)) {
+    let hint = if ["denied", "unauthorized", "authentication", "forbidden", "credentials"]
+        .iter()
+        .any(|word| lower.contains(word))
+    {
         if anonymous {
             format!("; no credentials for {registry} were found: run `docker login {registry}`, or check the name")
         } else {

@@ -74,10 +74,10 @@ pub(super) async fn credentials(
     let host = registry_of(reference);
     let key = if host == "docker.io" { HUB_KEY } else { host };
     let helper = config.cred_helpers.get(key).or_else(|| config.cred_helpers.get(host)).or(config.creds_store.as_ref());
-    if let Some(helper) = helper.filter(|helper| !helper.is_empty()) {
-        if let Some(found) = ask_helper(helper, key).await? {
-            return Ok(Some(found));
-        }
+    if let Some(helper) = helper.filter(|helper| !helper.is_empty())
+        && let Some(found) = ask_helper(helper, key).await?
+    {
+        return Ok(Some(found));
     }
     let entry = config
         .auths

@@ -124,7 +124,7 @@ def test_output_is_complete_whatever_it_is(engine: DockerEngine, image: str, lab
         (
             {"steps": [{"name": "a", "retry": {"delay_seconds": "soon"}}]},
             "steps[0].retry.delay_seconds",
-            "invalid type",
+            "must be real number",
         ),
         (
             {"steps": [{"name": "a", "resources": {"memory_bytes": 10**18}}]},

@@ -1,6 +1,9 @@
 //! One test binary for the crate's public interface.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
+mod asl;
+#[cfg(feature = "docker")]
+mod docker;
 mod house;
 mod plan;
 mod plan_fuzz;

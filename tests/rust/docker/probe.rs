@@ -83,6 +83,10 @@ fn main() {
             let status = process::Command::new("/proc/self/exe").args(["eat", &arguments[1]]).status().unwrap();
             process::exit(if status.success() { 0 } else { 5 });
         }
+        "clock" => {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+            writeln!(out, "{}", now.as_nanos()).unwrap();
+        }
         "env" => writeln!(out, "{:?}", env::var(&arguments[1])).unwrap(),
         "read" => {
             let mut text = String::new();

@@ -1,0 +1,133 @@
+//! The engine goes away and comes back, played by a socket between the executor and the engine.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use step_engine::docker::{ConnectOptions, Engine};
+use step_engine::event::Outcome;
+use step_engine::plan::Demand;
+use step_engine::runner::{Executor as _, StopForce};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
+
+use super::fixture::{Fixture, Running};
+
+/// A socket that hands every connection on to the engine, until it is cut.
+struct Line {
+    path: PathBuf,
+    engine: PathBuf,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Line {
+    async fn to(engine: &str, name: &str) -> (Self, Engine) {
+        let path = std::env::temp_dir().join(format!("step-engine-line-{}-{name}.sock", std::process::id()));
+        let mut line = Self { path, engine: PathBuf::from(engine), task: None };
+        line.connect();
+        let host = Some(format!("unix://{}", line.path.display()));
+        let engine = Engine::connect(ConnectOptions { host, ..ConnectOptions::default() }).await.unwrap();
+        (line, engine)
+    }
+
+    fn connect(&mut self) {
+        drop(std::fs::remove_file(&self.path));
+        let listener = UnixListener::bind(&self.path).unwrap();
+        let engine = Arc::new(self.engine.clone());
+        self.task = Some(tokio::spawn(async move {
+            // Dropped with this task, and with it every connection is cut.
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                let engine = Arc::clone(&engine);
+                connections.spawn(async move {
+                    let mut far = UnixStream::connect(&*engine).await.unwrap();
+                    drop(tokio::io::copy_bidirectional(&mut near, &mut far).await);
+                });
+            }
+        }));
+    }
+
+    async fn cut(&mut self) {
+        let task = self.task.take().unwrap();
+        task.abort();
+        drop(task.await);
+        std::fs::remove_file(&self.path).unwrap();
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.path));
+    }
+}
+
+fn socket(fixture: &Fixture) -> Option<String> {
+    let path = fixture.engine.info().address.strip_prefix("unix://")?;
+    Some(path.to_owned())
+}
+
+#[tokio::test]
+async fn a_step_survives_an_engine_that_is_away_for_a_while() {
+    let Some(fixture) = Fixture::new("outage").await else { return };
+    let Some(socket) = socket(&fixture) else { return };
+    let (mut line, engine) = Line::to(&socket, "survives").await;
+    let container = fixture.container(&["graceful"], json!({}));
+    let executor = fixture.executor_on(engine, [("step".to_owned(), container)], None);
+    let running = Running::launch(executor.clone(), "step", 1, Demand::default());
+    running.memory.until_ready().await;
+    line.cut().await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    line.connect();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    // Waits again, and the output is followed again.
+    running.stop(StopForce::Graceful);
+    let (outcome, memory) = running.end().await;
+    assert_eq!((outcome, memory.text().as_str()), (Outcome::Stopped, "ready\nbye\n"));
+    assert!(
+        memory.warnings().iter().any(|text| text.contains("some output may be missing")),
+        "{:?}",
+        memory.warnings()
+    );
+    assert!(executor.close().await.is_empty());
+    fixture.leaves_nothing().await;
+}
+
+#[tokio::test]
+async fn an_exit_while_the_engine_is_away_is_seen_afterwards() {
+    let Some(fixture) = Fixture::new("exit-away").await else { return };
+    let Some(socket) = socket(&fixture) else { return };
+    let (mut line, engine) = Line::to(&socket, "exit").await;
+    let container = fixture.container(&["sleep", "1500"], json!({}));
+    let executor = fixture.executor_on(engine, [("step".to_owned(), container)], None);
+    let running = Running::launch(executor, "step", 1, Demand::default());
+    running.memory.until_ready().await;
+    line.cut().await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    line.connect();
+    assert_eq!(running.end().await.0, Outcome::Completed);
+    fixture.leaves_nothing().await;
+}
+
+#[tokio::test]
+async fn a_kill_while_the_engine_is_away_is_a_lost_container_not_a_failed_step() {
+    let Some(fixture) = Fixture::new("killed-away").await else { return };
+    let Some(socket) = socket(&fixture) else { return };
+    let (mut line, engine) = Line::to(&socket, "killed").await;
+    let container = fixture.container(&["stubborn"], json!({}));
+    let executor = fixture.executor_on(engine, [("step".to_owned(), container)], None);
+    let running = Running::launch(executor, "step", 1, Demand::default());
+    running.memory.until_ready().await;
+    line.cut().await;
+    let docker = bollard::Docker::connect_with_defaults().unwrap();
+    let id = running.memory.started().unwrap().container_id.unwrap();
+    docker.kill_container(&id, None).await.unwrap();
+    line.connect();
+    let (outcome, _) = running.end().await;
+    assert_eq!(
+        outcome,
+        Outcome::Lost { reason: "the engine restarted and the container ended with exit code 137".into() }
+    );
+    fixture.leaves_nothing().await;
+}

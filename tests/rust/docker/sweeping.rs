@@ -1,0 +1,61 @@
+//! Containers of a run as another process sees them.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use step_engine::docker::sweep;
+use step_engine::event::Outcome;
+use step_engine::plan::Demand;
+use step_engine::runner::{Executor as _, StopForce};
+
+use super::fixture::{Fixture, Running};
+
+#[tokio::test]
+async fn a_run_is_stopped_gracefully_or_at_once_from_outside() {
+    let Some(fixture) = Fixture::new("sweep").await else { return };
+    let containers = [("a", "graceful"), ("b", "stubborn")]
+        .map(|(step, command)| (step.to_owned(), fixture.container(&[command], json!({}))));
+    let executor = fixture.executor_of(containers, None);
+    for (force, grace) in [(StopForce::Graceful, Duration::from_secs(1)), (StopForce::Kill, Duration::from_secs(60))] {
+        let running = ["a", "b"].map(|step| Running::launch(executor.clone(), step, 1, Demand::default()));
+        for running in &running {
+            running.memory.until_ready().await;
+        }
+        let begin = Instant::now();
+        assert!(sweep::stop(&fixture.engine, &fixture.run_id, force, grace).await.unwrap().is_empty());
+        assert!(begin.elapsed() < Duration::from_secs(30));
+        let [a, b] = running;
+        // The owner was not told: for it, its steps ended as the signals end them.
+        let graceful = force == StopForce::Graceful;
+        assert_eq!(a.end().await.0, Outcome::Exited { code: if graceful { 3 } else { 137 } });
+        assert_eq!(b.end().await.0, Outcome::Exited { code: 137 });
+    }
+    fixture.leaves_nothing().await;
+}
+
+#[tokio::test]
+async fn an_abandoned_attempt_is_named_and_can_be_removed() {
+    let Some(fixture) = Fixture::new("abandoned").await else { return };
+    let executor = fixture.executor(fixture.container(&["stubborn"], json!({})));
+    let running = Running::launch(executor.clone(), "step", 1, Demand::default());
+    running.memory.until_ready().await;
+    let name = running.memory.started().unwrap().container_name.unwrap();
+    running.abandon();
+    assert_eq!(executor.close().await, [name]);
+    assert!(sweep::remove(&fixture.engine, &fixture.run_id).await.unwrap().is_empty());
+    fixture.leaves_nothing().await;
+}
+
+#[tokio::test]
+async fn other_runs_are_left_alone() {
+    let (Some(mine), Some(other)) = (Fixture::new("mine").await, Fixture::new("other").await) else { return };
+    let running = other.start(&["sleep", "60000"], json!({}), Demand::default());
+    running.memory.until_ready().await;
+    assert!(sweep::stop(&mine.engine, &mine.run_id, StopForce::Kill, Duration::ZERO).await.unwrap().is_empty());
+    assert!(sweep::remove(&mine.engine, &mine.run_id).await.unwrap().is_empty());
+    assert_eq!(sweep::list(&other.engine, &other.run_id).await.unwrap().len(), 1);
+    running.stop(StopForce::Kill);
+    assert_eq!(running.end().await.0, Outcome::Stopped);
+    mine.leaves_nothing().await;
+    other.leaves_nothing().await;
+}
