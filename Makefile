@@ -5,10 +5,14 @@ VENV := .venv
 export ZENML_CONFIG_PATH ?= $(CURDIR)/.zenml
 export ZENML_ANALYTICS_OPT_IN ?= false
 
-.PHONY: help setup base-image run test test-rust test-python lint format wheel bench clean
+.NOTPARALLEL:
+.PHONY: help check setup base-image run test test-rust test-python lint format wheel bench clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+check: ## Say what is missing for a run, if something is
+	@scripts/check
 
 setup: ## Virtual environment with the package built and installed
 	@scripts/setup
@@ -16,10 +20,10 @@ setup: ## Virtual environment with the package built and installed
 base-image: ## The image that pipeline images are built on, from a registry or made here
 	@scripts/base-image
 
-run: setup base-image ## Set everything up and run the tutorial's pipeline
+run: check setup base-image ## Set everything up and run the tutorial's pipeline
 	@scripts/demo
 
-test: setup base-image test-rust test-python ## Set everything up and run every test
+test: check setup base-image test-rust test-python ## Set everything up and run every test
 
 test-rust: ## Tests of the Rust core, the Docker ones on the real engine
 	cargo test --locked --no-default-features
@@ -36,6 +40,7 @@ lint: setup ## Formatters and linters, changing nothing
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 	$(VENV)/bin/stubtest step_engine._native --ignore-missing-stub
+	@if command -v shellcheck >/dev/null; then shellcheck scripts/* .ci/run; else echo "shellcheck is not installed: left out"; fi
 
 format: setup ## Format everything
 	cargo fmt

@@ -1,4 +1,6 @@
-"""One process of `compare.py`, in a ZenML configuration of its own: `setup COLUMNS`, or `run STACK WORK IMAGE SETTINGS`.
+"""One process of `compare.py`, in a ZenML configuration of its own.
+
+Arguments: `setup COLUMNS`, or `run STACK WORK IMAGE SETTINGS`.
 
 Prints one JSON line, marked so that it is found among ZenML's own output.
 """

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Runs the same pipelines on ZenML's own `local_docker` and on `my_docker`, in turn, and prints times and ratios.
 
-One image for all, no caching, no image builds, a ZenML configuration and a source root of its own that are thrown away: only
-the orchestrators differ. A time is that of the pipeline call, from submission to the run's end; `import zenml` before it is
-not counted. Each pair runs every column once, in an order that alternates, so that a drift of the machine hits all alike.
+One image for all, no caching, no image builds, a ZenML configuration and a source root of its own that are thrown
+away: only the orchestrators differ. A time is that of the pipeline call, from submission to the run's end; `import
+zenml` before it is not counted. Each pair runs every column once, in an order that alternates, so that a drift of the
+machine hits all alike.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ class Bench:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            check=False,
         )
         answers = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
         if done.returncode or not answers:
@@ -111,12 +113,12 @@ def bench_image() -> str:
     zenml, python = importlib.metadata.version("zenml"), f"{sys.version_info[0]}.{sys.version_info[1]}"
     parent = f"zenmldocker/zenml:{zenml}-py{python}"
     probe = ["docker", "run", "--rm", parent, "python", "-c", "import sklearn, pyarrow"]
-    if subprocess.run(probe, capture_output=True).returncode == 0:
+    if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
         return parent
     image = "step-engine-bench"
     recipe = f"FROM {parent}\nRUN pip install --no-cache-dir scikit-learn pyarrow\nLABEL step-engine.base=1\n"
     build = ["docker", "build", "--quiet", "--network", "host", "--tag", image, "-"]
-    if subprocess.run(build, input=recipe.encode(), stdout=subprocess.DEVNULL).returncode:
+    if subprocess.run(build, input=recipe.encode(), stdout=subprocess.DEVNULL, check=False).returncode:
         raise SystemExit("The image of the benchmark could not be built: is PyPI reachable?")
     return image
 
@@ -125,7 +127,7 @@ def describe(zenml: str, image: str) -> str:
     """The commit and the machine."""
 
     def ask(*command: str) -> str:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
     commit = ask("git", "rev-parse", "--short", "HEAD") or "no commit"

@@ -23,6 +23,7 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
 const RESERVED: &[&str] = &["tokio", "bytes", "bollard", "aws_sdk_", "pyo3", "pythonize"];
 
 /// Paths that read a clock, the network, files or randomness; the pure modules name none of them.
+/// `std::thread` is not among them, only its clock: the compiler of state machines needs a stack for deep recursion.
 const IMPURE: &[&str] = &["std::fs", "std::net", "std::env", "std::process", "thread::sleep", "SystemTime", "Instant"];
 const PURE: &[&str] = &["event", "plan", "schedule", "asl"];
 

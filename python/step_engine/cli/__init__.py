@@ -43,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from step_engine import __version__
 
-    parser = argparse.ArgumentParser(prog="step-engine", description="Looks at the Docker engine that steps run on, and at state machines before they are deployed.")
+    parser = argparse.ArgumentParser(
+        prog="step-engine",
+        description="Looks at the Docker engine that steps run on, and at state machines before they are deployed.",
+    )
     parser.add_argument("--version", action="version", version=f"step-engine {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 

@@ -33,7 +33,9 @@ from moto.stepfunctions.parser.asl.component.common.error_name.states_error_name
 from moto.stepfunctions.parser.asl.component.state.exec.state_parallel import branches_decl
 from moto.stepfunctions.parser.asl.component.state.exec.state_task.service import state_task_service as base
 from moto.stepfunctions.parser.asl.component.state.exec.state_task.service import state_task_service_aws_sdk as sdk
-from moto.stepfunctions.parser.asl.component.state.exec.state_task.service import state_task_service_callback as callback
+from moto.stepfunctions.parser.asl.component.state.exec.state_task.service import (
+    state_task_service_callback as callback,
+)
 from moto.stepfunctions.parser.asl.component.state.exec.state_task.service import state_task_service_ecs as ecs
 from moto.stepfunctions.parser.asl.eval.event.event_detail import EventDetails
 from moto.stepfunctions.parser.asl.parse.preprocessor import Preprocessor
@@ -97,7 +99,9 @@ class Tasks:
         with self.lock:
             self.ended[step] = time.monotonic()
         if step in self.fails:
-            details = TaskFailedEventDetails(error="States.TaskFailed", cause=step, resource="runTask.sync", resourceType="ecs")
+            details = TaskFailedEventDetails(
+                error="States.TaskFailed", cause=step, resource="runTask.sync", resourceType="ecs"
+            )
             event = fe.FailureEvent(
                 env=env,
                 error_name=_error_name("States.TaskFailed"),
@@ -114,7 +118,7 @@ def interpreter(tasks: Tasks) -> Iterator[None]:
     patched: list[tuple[object, str, object]] = []
 
     def patch(owner: object, name: str, value: object) -> None:
-        patched.append((owner, name, vars(owner)[name]))
+        patched.append((owner, name, vars(owner).get(name)))
         setattr(owner, name, value)
 
     def evaluate(self, env, resource_runtime_part, normalised_parameters, state_credentials):
@@ -137,16 +141,19 @@ def interpreter(tasks: Tasks) -> Iterator[None]:
     patch(ecs.StateTaskServiceEcs, "_normalise_parameters", lambda self, parameters, **_: None)
     patch(ExecutionWorker, "_get_evaluation_environment", with_redrives)
     # The step's own answer is final: nothing to poll.
-    patch(ecs.StateTaskServiceEcs, "_build_sync_resolver", lambda self, **kwargs: lambda: {})
+    patch(ecs.StateTaskServiceEcs, "_build_sync_resolver", lambda self, **kwargs: lambda: {"StopCode": "EssentialContainerExited"})
     try:
         with mock_aws(config={"stepfunctions": {"execute_state_machine": True}}):
             yield
     finally:
         for owner, name, value in reversed(patched):
-            setattr(owner, name, value)
+            if value is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
 
 
-def execute(compiled: dict, seconds: dict[str, float], fails: set[str] | None = None, timeout: float = 60.0) -> Run:
+def execute(compiled: dict, seconds: dict[str, float], fails: set[str] | None = None, timeout: float = 30.0) -> Run:
     """Creates the machines, runs the root to its end."""
     tasks = Tasks(seconds, fails or set())
     with interpreter(tasks):
@@ -154,9 +161,13 @@ def execute(compiled: dict, seconds: dict[str, float], fails: set[str] | None = 
         role = boto3.client("iam").create_role(RoleName="r", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
         sfn = boto3.client("stepfunctions")
         for machine in compiled["machines"]:
-            arn = sfn.create_state_machine(name=machine["name"], definition=machine["definition"], roleArn=role)["stateMachineArn"]
+            arn = sfn.create_state_machine(name=machine["name"], definition=machine["definition"], roleArn=role)[
+                "stateMachineArn"
+            ]
         begin = time.monotonic()
-        execution = sfn.start_execution(stateMachineArn=arn, name="run-1", input=json.dumps({"snapshot_id": "s"}))["executionArn"]
+        execution = sfn.start_execution(stateMachineArn=arn, name="run-1", input=json.dumps({"snapshot_id": "s"}))[
+            "executionArn"
+        ]
         while (found := sfn.describe_execution(executionArn=execution))["status"] == "RUNNING":
             assert time.monotonic() < begin + timeout, "the execution hangs"
             time.sleep(0.01)
