@@ -4,6 +4,15 @@
 """
 
 from step_engine import errors
-from step_engine._native import RUN_ARGS, DockerEngine, DockerRun, __version__
+from step_engine._native import RUN_ARGS, DockerEngine, DockerRun, __version__, asl_report, compile_asl, draw_asl
 
-__all__ = ["RUN_ARGS", "DockerEngine", "DockerRun", "__version__", "errors"]
+__all__ = [
+    "RUN_ARGS",
+    "DockerEngine",
+    "DockerRun",
+    "__version__",
+    "asl_report",
+    "compile_asl",
+    "draw_asl",
+    "errors",
+]

@@ -160,3 +160,56 @@ class DockerRun:
         Args:
             reason: `interrupt` (stop what runs, with its grace), `kill`, or `abandon` (return and name what is left).
         """
+
+def compile_asl(plan: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Compiles a plan to Amazon States Language. Pure: no AWS call, equal input gives equal bytes.
+
+    Args:
+        plan: A plan, see `DockerRun`.
+        options: Fields of `AslOptions`: `name`, `synchronization` (`exact`, `barrier`, `auto`), `auto_threshold`,
+            `signals` (`bucket`, `prefix`), `recheck_seconds`, `timeout_seconds`, `task` and `steps.<name>` (`cluster`,
+            `task_definition`, `launch_type`, `capacity_providers`, `platform_version`, `network`, `container`,
+            `command`, `environment`, `tags`, `enable_execute_command`), `infrastructure_retries`, `account`
+            (`partition`, `region`, `id`), `pass_roles`, `limits`. A value of `command`, `environment` and `tags` is a
+            string, `{"input": "<field of the execution's input>"}` or `{"execution": "name" | "id"}`.
+
+    Returns:
+        `machines` (dicts with `name`, `definition`, `hash`, `steps`, `events`, `transitions`; those inside others
+        first, the root last) and `report`.
+
+    Raises:
+        PlanError: The plan or the options are malformed.
+        AslLimitError: A limit is exceeded; `limit`, `actual` and `step` say which.
+        AslError: A setting is missing or a step asks for what the launch type does not have.
+    """
+
+def draw_asl(plan: dict[str, Any], options: dict[str, Any], picture: str) -> str:
+    """Draws a plan's machine.
+
+    Args:
+        plan: A plan.
+        options: As for `compile_asl`.
+        picture: `mermaid` or `svg`.
+
+    Returns:
+        The text of the picture.
+
+    Raises:
+        PlanError: The plan or the options are malformed.
+        AslError: As for `compile_asl`.
+    """
+
+def asl_report(plan: dict[str, Any], options: dict[str, Any]) -> str:
+    """Tells people what a compilation amounts to: waits, token edges, events, price, sizes.
+
+    Args:
+        plan: A plan.
+        options: As for `compile_asl`.
+
+    Returns:
+        Lines of text.
+
+    Raises:
+        PlanError: The plan or the options are malformed.
+        AslError: As for `compile_asl`.
+    """

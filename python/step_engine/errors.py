@@ -38,6 +38,36 @@ class DockerError(StepEngineError):
         self.operation = operation
 
 
+class AslError(StepEngineError):
+    """A plan that cannot become a state machine.
+
+    Attributes:
+        step: Name of the step to blame, if one is.
+        field: Path of the setting to change; empty when none is to blame.
+    """
+
+    def __init__(self, message: str, step: str | None = None, field: str = "") -> None:
+        """Stores the place that is wrong."""
+        super().__init__(message)
+        self.step = step
+        self.field = field
+
+
+class AslLimitError(AslError):
+    """A plan that exceeds a limit of Step Functions or ECS although it was split as far as it goes.
+
+    Attributes:
+        limit: The limit.
+        actual: What the plan needs.
+    """
+
+    def __init__(self, message: str, limit: int = 0, actual: int = 0, step: str | None = None) -> None:
+        """Stores both numbers."""
+        super().__init__(message, step)
+        self.limit = limit
+        self.actual = actual
+
+
 class StepFailedError(StepEngineError):
     """A step failed for good, and with it the run.
 

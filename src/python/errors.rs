@@ -3,6 +3,7 @@
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
+use crate::asl::AslError;
 use crate::docker::DockerError;
 use crate::plan::PlanError;
 
@@ -19,6 +20,19 @@ pub(super) fn plan_error(py: Python<'_>, error: &PlanError) -> PyErr {
 /// `DockerError(message, operation)`.
 pub(super) fn docker_error(py: Python<'_>, error: &DockerError) -> PyErr {
     raise(py, "DockerError", (error.to_string(), error.operation().to_owned()))
+}
+
+/// `AslLimitError(message, limit, actual, step)` or `AslError(message, step, field)`.
+pub(super) fn asl_error(py: Python<'_>, error: &AslError) -> PyErr {
+    let message = error.to_string();
+    match error {
+        AslError::Limit { step, limit, actual, .. } => {
+            raise(py, "AslLimitError", (message, *limit, *actual, step.clone()))
+        }
+        AslError::Option { step, field, .. } => raise(py, "AslError", (message, step.clone(), field.clone())),
+        AslError::Resources { step, .. } => raise(py, "AslError", (message, Some(step.clone()), "resources")),
+        AslError::Empty => raise(py, "AslError", (message, None::<String>, "steps")),
+    }
 }
 
 fn raise<'py>(

@@ -2,6 +2,7 @@
 //!
 //! No tokio thread ever attaches to Python: the calling thread waits detached, in slices, and delivers what has come.
 
+mod asl;
 mod engine;
 mod errors;
 mod run;
@@ -13,6 +14,9 @@ use pyo3::prelude::*;
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("RUN_ARGS", crate::docker::run_args::SUPPORTED.to_vec())?;
+    module.add_function(wrap_pyfunction!(asl::compile_asl, module)?)?;
+    module.add_function(wrap_pyfunction!(asl::draw_asl, module)?)?;
+    module.add_function(wrap_pyfunction!(asl::asl_report, module)?)?;
     module.add_class::<engine::DockerEngine>()?;
     module.add_class::<run::DockerRun>()
 }

@@ -46,14 +46,14 @@ struct Waiting {
 #[pymethods]
 impl DockerRun {
     #[new]
-    #[pyo3(signature = (engine, plan, containers, *, run_directory=None, component=String::new()))]
+    #[pyo3(signature = (engine, plan, containers, *, run_directory=None, component=""))]
     fn new(
         py: Python<'_>,
         engine: &DockerEngine,
         plan: &Bound<'_, PyAny>,
         containers: &Bound<'_, PyAny>,
         run_directory: Option<PathBuf>,
-        component: String,
+        component: &str,
     ) -> PyResult<Self> {
         let spec: PlanSpec = from_python(plan, "").map_err(|error| plan_error(py, &error))?;
         let plan = Plan::new(spec).map_err(|error| plan_error(py, &error))?;
@@ -63,7 +63,7 @@ impl DockerRun {
         let identity = RunIdentity {
             run_id: plan.run_id.clone(),
             pipeline: plan.pipeline.clone(),
-            component: (!component.is_empty()).then_some(component),
+            component: (!component.is_empty()).then(|| component.to_owned()),
         };
         let executor = DockerExecutor::new(engine.engine.clone(), identity, specs, None)
             .map_err(|error| docker_error(py, &error))?;

@@ -1,5 +1,7 @@
 //! One test binary for the crate's public interface.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
+mod asl;
 #[cfg(feature = "docker")]
 mod docker;
 mod house;

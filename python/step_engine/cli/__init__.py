@@ -8,6 +8,7 @@ import math
 import sys
 from typing import TYPE_CHECKING
 
+from step_engine.cli import asl
 from step_engine.errors import StepEngineError
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from step_engine import DockerEngine
 
     try:
+        if options.handle is asl.show:
+            return asl.show(options)
         return int(options.handle(DockerEngine(), options))
     except StepEngineError as error:
         print(error, file=sys.stderr)
@@ -40,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from step_engine import __version__
 
-    parser = argparse.ArgumentParser(prog="step-engine", description="Looks at the Docker engine that steps run on.")
+    parser = argparse.ArgumentParser(
+        prog="step-engine",
+        description="Looks at the Docker engine that steps run on, and at state machines before they are deployed.",
+    )
     parser.add_argument("--version", action="version", version=f"step-engine {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -59,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         "--grace-seconds", type=_seconds, default=10.0, help="seconds between asking and killing (default: 10)"
     )
     stop.set_defaults(handle=_stop)
+    asl.add_to(commands)
     return parser
 
 

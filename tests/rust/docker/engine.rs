@@ -2,6 +2,8 @@
 
 use step_engine::docker::{ConnectOptions, DockerError, Engine, Surroundings};
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use super::fixture::{Fixture, skipped};
 
 #[tokio::test]
@@ -31,4 +33,48 @@ async fn no_engine_says_what_was_tried() {
         let message = error.to_string();
         assert!(message.contains(text) && message.contains("set DOCKER_HOST"), "{message}");
     }
+}
+
+/// Answers every request with the same JSON, on a socket.
+fn fake_engine(name: &str, answer: &'static str) -> String {
+    let path = std::env::temp_dir().join(format!("step-engine-fake-{}-{name}.sock", std::process::id()));
+    drop(std::fs::remove_file(&path));
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let Ok(byte) = stream.read_u8().await else { return };
+                    head.push(byte);
+                }
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n";
+                let answer = format!("{head}Content-Length: {}\r\n\r\n{answer}", answer.len());
+                drop(stream.write_all(answer.as_bytes()).await);
+            });
+        }
+    });
+    format!("unix://{}", path.display())
+}
+
+#[tokio::test]
+async fn an_engine_that_is_too_old_is_refused() {
+    let host = fake_engine("old", r#"{"ApiVersion": "1.40", "Version": "19.03.15"}"#);
+    let around = Surroundings::new([("DOCKER_HOST".to_owned(), host.clone())]);
+    let error = Engine::connect_from(around, ConnectOptions::default()).await.unwrap_err();
+    std::fs::remove_file(host.trim_start_matches("unix://")).unwrap();
+    assert_eq!(
+        error.to_string(),
+        format!("the Docker engine at {host} speaks API 1.40, 1.41 is needed; install Docker 20.10 or newer")
+    );
+}
+
+#[tokio::test]
+async fn something_that_is_no_engine_is_an_error_that_names_it() {
+    let host = fake_engine("other", r#"["hello"]"#);
+    let around = Surroundings::new([("DOCKER_HOST".to_owned(), host.clone())]);
+    let error = Engine::connect_from(around, ConnectOptions::default()).await.unwrap_err().to_string();
+    std::fs::remove_file(host.trim_start_matches("unix://")).unwrap();
+    assert!(error.contains("DOCKER_HOST"), "{error}");
 }

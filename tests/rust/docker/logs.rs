@@ -51,3 +51,15 @@ async fn a_megabyte_without_newline_and_bytes_that_are_no_text() {
     assert_eq!(memory.stdout(), [0xff, 0xfe, b'a', 0xc3, b'\n', 0x00, 0x80]);
     fixture.leaves_nothing().await;
 }
+
+#[tokio::test]
+#[ignore = "takes longer than the time limit of a request, that is two minutes"]
+async fn a_step_outlives_the_time_limit_of_a_request() {
+    let Some(fixture) = Fixture::new("long").await else { return };
+    let running = fixture.start(&["sleep", "130000"], json!({}), step_engine::plan::Demand::default());
+    running.memory.until_ready().await;
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    let (outcome, memory) = running.end().await;
+    assert_eq!((outcome, memory.warnings()), (Outcome::Completed, Vec::new()));
+    fixture.leaves_nothing().await;
+}

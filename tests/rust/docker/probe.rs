@@ -30,6 +30,7 @@ fn main() {
             writeln!(out, "{}", arguments[1]).unwrap();
             process::exit(arguments.get(2).map_or(0, |code| code.parse().unwrap()));
         }
+        "lines" => (0..number(1)).for_each(|line| writeln!(out, "line {line}").unwrap()),
         "both" => {
             for line in 0..number(1) {
                 writeln!(out, "out {line}").unwrap();

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use step_engine::event::{Outcome, RunEvent, RunStatus, StepStatus};
+use bytes::Bytes;
+use step_engine::event::{AttemptDetails, Outcome, RunEvent, RunStatus, StepStatus};
 use step_engine::runner::conformance::{self, Behaviour, Workbench, numbered_lines};
+use step_engine::runner::{AttemptControl, AttemptSink, AttemptSpec, Executor, LogStream, Notice};
 use step_engine::runner::{Script, SimulatedExecutor, SimulatedStart, drive, notices};
 use step_engine::schedule::Verdict;
 use tokio::sync::mpsc;
@@ -149,4 +151,60 @@ async fn prepared_steps_start_prepared() {
     assert_eq!((report.summary.status, report.summary.left_running.len()), (RunStatus::Completed, 0));
     let start = |step: &str, prepared| SimulatedStart { step: step.to_owned(), attempt: 1, prepared };
     assert_eq!(executor.starts(), [start("a", false), start("b", true), start("c", true), start("d", true)]);
+}
+
+/// Starts, talks and ends without ever waiting.
+struct Hasty;
+
+impl Executor for Hasty {
+    async fn run(self: Arc<Self>, spec: AttemptSpec, _: AttemptControl, sink: Arc<dyn AttemptSink>) -> Outcome {
+        let details = AttemptDetails { container_id: Some(spec.name.to_string()), ..AttemptDetails::default() };
+        sink.started(details);
+        sink.log(LogStream::Stdout, Bytes::from_static(b"done\n"));
+        Outcome::Completed
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn however_short_an_attempt_is_its_start_is_told_before_its_end() {
+    let steps: Vec<String> = (0..100).map(|at| format!(r#"{{"name": "s{at}"}}"#)).collect();
+    let plan = format!(r#"{{"max_parallelism": 8, "steps": [{}]}}"#, steps.join(", "));
+    let report = stage(&plan).play(Arc::new(Hasty)).await;
+    for step in (0..100).map(|at| format!("s{at}")) {
+        let kinds: Vec<&str> = report
+            .events()
+            .filter_map(|event| match event {
+                RunEvent::AttemptLaunched { step: of, .. } if *of == step => Some("launched"),
+                RunEvent::AttemptStarted { step: of, details, .. } if *of == step => {
+                    assert_eq!(details.container_id.as_ref(), Some(&step));
+                    Some("started")
+                }
+                RunEvent::AttemptEnded { step: of, .. } if *of == step => Some("ended"),
+                RunEvent::StepFinished { step: of, .. } if *of == step => Some("finished"),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(kinds, ["launched", "started", "ended", "finished"]);
+        assert_eq!(report.shown(&step), "done\n");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_verdict_uses_up_no_timeout() {
+    let (sender, receiver) = notices();
+    let (_cancel, cancels) = mpsc::unbounded_channel();
+    let run = stage(r#"{"steps": [{"name": "a", "timeout_seconds": 5}]}"#).run;
+    let driving = tokio::spawn(drive(run, simulated([("a", vec![exiting(3)])]), cancels, sender));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let mut judgement = None;
+    while let Some(notice) = receiver.try_recv() {
+        if let Notice::Judge(asked) = notice {
+            judgement = Some(asked);
+        }
+    }
+    let judgement = judgement.unwrap();
+    let verdict = Verdict { outcome: judgement.outcome.clone(), may_retry: false };
+    judgement.reply.send(verdict).unwrap();
+    let failure = driving.await.unwrap().first_failure.unwrap();
+    assert_eq!(failure.outcome, Outcome::Exited { code: 3 }, "it ended after one second");
 }

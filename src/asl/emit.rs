@@ -1,0 +1,610 @@
+//! Tree -> states. Continuations are names, so parts are written from the last to the first.
+//!
+//! Payload, in modes that go on after a failure: `$.s` holds `failed` and `skipped` (labels, each followed by a comma) of the
+//! current branch and the `signal` of its last step that did not complete; `$.up.bad` the labels that a barrier has passed on;
+//! `$.prior` what the branch around had collected before. Under `FAIL_FAST` the payload is not touched.
+
+use super::limits::{self, INTRINSIC_CHARACTERS};
+use super::names::Names;
+use super::options::AslOptions;
+use super::signal::{self, Ends, Signals, Status};
+use super::states::{
+    Catcher, Choice, Fail, Graph, Parallel, Pass, ResultPath, Rule, State, States, Succeed, Task, Template, Test, Then,
+    joined, quoted,
+};
+use super::task::{Ready, Scope, infrastructure, retriers, whole_seconds};
+use super::tree::{Kind, Part};
+use super::{Counts, Machine, content_hash, machine_name};
+use crate::plan::{ExecutionMode, Step};
+
+/// What all machines of a compilation share.
+#[derive(Debug)]
+pub struct Shared<'a> {
+    pub options: &'a AslOptions,
+    pub mode: ExecutionMode,
+    /// Name of the root machine.
+    pub name: &'a str,
+    /// By node.
+    pub steps: &'a [&'a Step],
+    pub labels: &'a [String],
+    pub ready: &'a [Ready],
+    pub guards: &'a [Vec<u32>],
+    /// By node: whether a failure elsewhere can precede its start.
+    pub asks_for_stop: &'a [bool],
+    /// By token edge.
+    pub ends: &'a [Ends],
+}
+
+impl Shared<'_> {
+    fn tracks(&self) -> bool {
+        self.mode != ExecutionMode::FailFast
+    }
+}
+
+/// Writes one machine; machines inside it are appended to `machines` before it.
+pub fn machine(shared: &Shared<'_>, part: &Part, scope: Scope, machines: &mut Vec<Machine>) -> Machine {
+    let mut emitter = Emitter {
+        shared,
+        scope,
+        names: Names::default(),
+        counts: Counts { events: limits::EXECUTION_EVENTS, transitions: 0 },
+        machines,
+    };
+    let graph = emitter.whole(part);
+    let first = part.first_step().map_or("", |node| &shared.labels[node as usize]);
+    let counts = emitter.counts;
+    finished(shared, &graph, scope, (first, part.count_steps()), counts)
+}
+
+fn finished(
+    shared: &Shared<'_>,
+    graph: &Graph,
+    scope: Scope,
+    (first, steps): (&str, usize),
+    counts: Counts,
+) -> Machine {
+    let definition = serde_json::to_string(graph).unwrap_or_default();
+    let hash = content_hash(definition.as_bytes());
+    let name = match scope {
+        Scope::Root => shared.name.to_owned(),
+        Scope::Nested => {
+            machine_name(&format!("{}-{}-{}", machine_name(shared.name, 40), machine_name(first, 24), &hash[..12]), 80)
+        }
+    };
+    Machine { name, definition, hash, steps, counts }
+}
+
+struct Emitter<'a, 'm> {
+    shared: &'a Shared<'a>,
+    scope: Scope,
+    names: Names,
+    counts: Counts,
+    machines: &'m mut Vec<Machine>,
+}
+
+/// States in reverse order.
+type Out = Vec<(String, State)>;
+
+/// Where a part is entered.
+struct Entry {
+    run: Then,
+    /// Where to enter when it must not run.
+    skip: Then,
+}
+
+/// What surrounds a part.
+#[derive(Clone)]
+struct Around {
+    /// After everything completed.
+    ok: Then,
+    /// After something did not complete.
+    bad: Then,
+    /// Whether something before it can make it be skipped as a whole.
+    skippable: bool,
+    /// Whether `$.s` can hold failures when it begins.
+    dirty: bool,
+}
+
+const S: ResultPath = ResultPath::At("$.s");
+
+impl Emitter<'_, '_> {
+    fn whole(&mut self, part: &Part) -> Graph {
+        let comment = (self.scope == Scope::Root).then(|| {
+            "Written by step-engine. Snapshot and run come from the input and name of the execution.".to_owned()
+        });
+        let timeout_seconds = if self.scope == Scope::Root { self.shared.options.timeout_seconds } else { None };
+        let mut out = Out::new();
+        let around = |then: Then| Around { ok: then.clone(), bad: then, skippable: false, dirty: false };
+        if !self.shared.tracks() {
+            let entry = self.part(part, around(Then::End), &mut out);
+            return Graph { comment, timeout_seconds, ..graph(entry.run, out) };
+        }
+        let then = if self.scope == Scope::Root { Then::Next(self.verdict(&mut out)) } else { Then::End };
+        let entry = self.part(part, around(then), &mut out);
+        let up = match self.scope {
+            Scope::Root => Template::Object(vec![("bad", Template::text(","))]),
+            Scope::Nested => Template::expression("$.up"),
+        };
+        let begin = Template::Object(vec![("s", clean()), ("up", up)]);
+        let begin = self.plain("begin", pass(begin, ResultPath::At("$"), entry.run), &mut out);
+        Graph { comment, timeout_seconds, ..graph(Then::Next(begin), out) }
+    }
+
+    /// The end of a run that goes on after failures: succeeded, or failed with the lists in its cause.
+    fn verdict(&mut self, out: &mut Out) -> String {
+        let fail = self.names.take("run failed");
+        out.push((fail.clone(), State::Fail(Fail { error: "StepEngine.StepsFailed", cause_path: "$.cause" })));
+        let cause = Template::Object(vec![("cause", Template::expression("States.JsonToString($.s)"))]);
+        let tell = self.names.take("list failed and skipped steps");
+        out.push((tell.clone(), pass(cause, ResultPath::At("$"), Then::Next(fail))));
+        let succeed = self.plain("run completed", State::Succeed(Succeed {}), out);
+        self.choose("did every step complete", all_empty(&["$.s.failed", "$.s.skipped"]), succeed, tell, out)
+    }
+
+    fn push(&mut self, wanted: &str, state: State, cost: (u64, u64), out: &mut Out) -> String {
+        let name = self.names.take(wanted);
+        self.counts.add(cost.0, cost.1);
+        out.push((name.clone(), state));
+        name
+    }
+
+    /// A state that is on the way of a run without failures and asks no service.
+    fn plain(&mut self, wanted: &str, state: State, out: &mut Out) -> String {
+        self.push(wanted, state, (limits::PLAIN_EVENTS, 1), out)
+    }
+
+    fn choose(&mut self, wanted: &str, test: Test, then: String, default: String, out: &mut Out) -> String {
+        self.plain(wanted, State::Choice(Choice { choices: vec![Rule { test, next: then }], default }), out)
+    }
+
+    /// A target as a name: a rule and a catcher cannot end a branch themselves.
+    fn named(&mut self, then: &Then, label: &str, out: &mut Out) -> String {
+        match then {
+            Then::Next(name) => name.clone(),
+            Then::End => self.plain(&format!("{label}: end"), State::Succeed(Succeed {}), out),
+        }
+    }
+
+    fn signals(&self) -> Option<Signals<'_>> {
+        let store = self.shared.options.signals.as_ref()?;
+        Some(Signals { store, options: self.shared.options, scope: self.scope })
+    }
+
+    fn label(&self, part: &Part) -> String {
+        match &part.kind {
+            Kind::Step(node) => self.shared.labels[*node as usize].clone(),
+            _ => match (part.first_step(), part.awaits.first(), part.signals.first()) {
+                (Some(node), ..) => format!("{} +{}", self.shared.labels[node as usize], part.count_steps().max(1) - 1),
+                (None, Some(&edge), _) => self.shared.ends[edge].to.clone(),
+                (None, None, Some(&edge)) => self.shared.ends[edge].from.clone(),
+                (None, None, None) => "junction".into(),
+            },
+        }
+    }
+
+    fn part(&mut self, part: &Part, around: Around, out: &mut Out) -> Entry {
+        let label = self.label(part);
+        let (mut ok, mut bad) = (around.ok.clone(), around.bad.clone());
+        if let Some(&edge) = part.signals.first() {
+            let source = self.shared.ends[edge].from.clone();
+            if self.shared.tracks() {
+                let (counts, status) = (self.counts, Status::FromPayload);
+                bad = Then::Next(self.tell(&source, &part.signals, status, "tell that it did not complete", &bad, out));
+                self.counts = counts;
+            }
+            ok = Then::Next(self.tell(&source, &part.signals, Status::Fixed("completed"), "tell", &ok, out));
+        }
+        let skippable = self.shared.tracks() && (around.skippable || !part.awaits.is_empty());
+        let inner = Around { ok, bad, skippable, dirty: around.dirty };
+        let mut entry = match &part.kind {
+            Kind::Step(node) => self.step(*node, &label, inner, out),
+            Kind::Junction => {
+                let skip = if skippable { self.skipped(part, &label, &inner.bad, out) } else { inner.bad.clone() };
+                Entry { run: inner.ok, skip }
+            }
+            Kind::Series(parts) => self.series(parts, inner, out),
+            Kind::Parallel(parts) => self.parallel(part, parts, &label, inner, out),
+            Kind::Barrier(first, second) => self.barrier(part, [first, second], &label, inner, out),
+            Kind::Nested(child) if around.dirty => {
+                let alone = Part::new(Kind::Nested(child.clone()));
+                self.parallel(part, std::slice::from_ref(&alone), &label, inner, out)
+            }
+            Kind::Nested(child) => self.nested(part, child, &label, inner, out),
+        };
+        for &edge in part.awaits.iter().rev() {
+            entry.run = Then::Next(self.wait(edge, &entry, out));
+        }
+        entry
+    }
+
+    fn series(&mut self, parts: &[Part], around: Around, out: &mut Out) -> Entry {
+        let (mut ok, mut bad) = (around.ok, around.bad);
+        for (at, part) in parts.iter().enumerate().rev() {
+            let skippable = self.shared.tracks() && (around.skippable || at > 0);
+            let entry = self.part(part, Around { ok, bad, skippable, dirty: around.dirty }, out);
+            (ok, bad) = (entry.run, entry.skip);
+        }
+        Entry { run: ok, skip: bad }
+    }
+
+    fn step(&mut self, node: u32, label: &str, around: Around, out: &mut Out) -> Entry {
+        let (shared, tracks) = (self.shared, self.shared.tracks());
+        let at = node as usize;
+        let guards: Vec<&String> = shared.guards[at].iter().map(|&pred| &shared.labels[pred as usize]).collect();
+        let asks = shared.mode == ExecutionMode::StopOnFailure && shared.asks_for_stop[at];
+        let skip = if around.skippable || (tracks && !guards.is_empty()) || asks {
+            let state = not_completed(("skipped", label), around.bad.clone());
+            Then::Next(self.push(&format!("{label}: skipped"), state, (0, 0), out))
+        } else {
+            around.bad.clone()
+        };
+        let mut catch = Vec::new();
+        if tracks {
+            let mut then = around.bad.clone();
+            let stop = match self.signals() {
+                Some(signals) if shared.mode == ExecutionMode::StopOnFailure => {
+                    let body = Template::Object(vec![("step", Template::text(label))]);
+                    Some(signals.put(signal::STOP_KEY, body, then.clone()))
+                }
+                _ => None,
+            };
+            if let Some(stop) = stop {
+                then = Then::Next(self.push(&format!("{label}: stop the run"), stop, (0, 0), out));
+            }
+            let state = not_completed(("failed", label), then);
+            let next = self.push(&format!("{label}: failed"), state, (0, 0), out);
+            catch.push(Catcher { error_equals: vec!["States.ALL"], result_path: ResultPath::Discard, next });
+        }
+        let step = shared.steps[at];
+        let task = State::Task(Box::new(Task {
+            resource: self.integration("ecs:runTask.sync"),
+            parameters: shared.ready[at].parameters(label, self.scope),
+            result_selector: None,
+            result_path: ResultPath::Discard,
+            timeout_seconds: step.timeout.map(whole_seconds),
+            retry: retriers(&step.retry, shared.options.infrastructure_retries),
+            catch,
+            then: around.ok,
+        }));
+        let mut run = self.push(label, task, (limits::SYNC_EVENTS, 1), out);
+        if !tracks {
+            return Entry { run: Then::Next(run), skip };
+        }
+        let skip_name = self.target(&skip, &run);
+        if !guards.is_empty() {
+            let matches =
+                |label: &String| Test::Matches { variable: "$.up.bad", string_matches: format!("*,{label},*") };
+            let test = Test::Any { or: guards.into_iter().map(matches).collect() };
+            run = self.choose(&format!("{label}: may it start"), test, skip_name.clone(), run, out);
+        }
+        if asks {
+            let look = self.signals().map(|signals| signals.look(signal::STOP_KEY, Then::Next(skip_name), run.clone()));
+            if let Some(look) = look {
+                let cost = (limits::REQUEST_EVENTS, 1);
+                run = self.push(&format!("{label}: is the run stopped"), State::Task(Box::new(look)), cost, out);
+            }
+        }
+        Entry { run: Then::Next(run), skip }
+    }
+
+    fn target(&self, then: &Then, fallback: &str) -> String {
+        match then {
+            Then::Next(name) => name.clone(),
+            Then::End => fallback.to_owned(),
+        }
+    }
+
+    fn integration(&self, action: &str) -> String {
+        format!("arn:{}:states:::{action}", self.shared.options.account.partition)
+    }
+
+    /// A choice after a part whose result stands in the payload; none where both ways are one.
+    fn judge(&mut self, label: &str, paths: &[&'static str], around: &Around, out: &mut Out) -> Then {
+        if !self.shared.tracks() || around.ok == around.bad {
+            return around.ok.clone();
+        }
+        let ok = self.named(&around.ok, label, out);
+        let bad = self.named(&around.bad, label, out);
+        Then::Next(self.choose(&format!("{label}: did all complete"), all_empty(paths), ok, bad, out))
+    }
+
+    fn parallel(&mut self, whole: &Part, parts: &[Part], label: &str, around: Around, out: &mut Out) -> Entry {
+        let tracks = self.shared.tracks();
+        let skip = if around.skippable { self.skipped(whole, label, &around.bad, out) } else { around.bad.clone() };
+        let fresh: &[&'static str] = if around.dirty { &["$.s.new"] } else { &["$.s.failed", "$.s.skipped"] };
+        let then = self.judge(label, fresh, &around, out);
+        let mut branches = Vec::with_capacity(parts.len());
+        for part in parts {
+            let mut states = Out::new();
+            let inner = Around { ok: Then::End, bad: Then::End, skippable: false, dirty: false };
+            let entry = self.part(part, inner, &mut states);
+            branches.push(graph(entry.run, states));
+        }
+        let (mut parameters, mut result_selector, mut result_path) = (None, None, ResultPath::Discard);
+        if tracks {
+            let mut fields = vec![("s", clean()), ("up", Template::expression("$.up"))];
+            let collected = |field: &str| (0..parts.len()).map(|at| format!("$[{at}].s.{field}")).collect::<Vec<_>>();
+            let (mut failed, mut skipped) = (collected("failed"), collected("skipped"));
+            let new: Vec<String> = failed.iter().chain(&skipped).cloned().collect();
+            let mut result = Vec::new();
+            if around.dirty {
+                let prior = |field: &str| Template::expression(format!("$.s.{field}"));
+                fields.push((
+                    "prior",
+                    Template::Object(vec![("failed", prior("failed")), ("skipped", prior("skipped"))]),
+                ));
+                failed.insert(0, "$[0].prior.failed".into());
+                skipped.insert(0, "$[0].prior.skipped".into());
+                result.push(("new", join(&new)));
+            }
+            result.extend([("failed", join(&failed)), ("skipped", join(&skipped)), ("signal", status("skipped"))]);
+            parameters = Some(Template::Object(fields));
+            result_selector = Some(Template::Object(result));
+            result_path = S;
+        }
+        let state = State::Parallel(Parallel { parameters, branches, result_selector, result_path, then });
+        let run = self.push(&format!("{label}: side by side"), state, (limits::PARALLEL_EVENTS, 1), out);
+        Entry { run: Then::Next(run), skip }
+    }
+
+    fn barrier(&mut self, whole: &Part, parts: [&Part; 2], label: &str, around: Around, out: &mut Out) -> Entry {
+        let skip = if around.skippable { self.skipped(whole, label, &around.bad, out) } else { around.bad.clone() };
+        let [first, second] = parts;
+        if !self.shared.tracks() {
+            let inner = |then: Then| Around { ok: then.clone(), bad: then, skippable: false, dirty: false };
+            let back = self.part(second, inner(around.ok), out);
+            let front = self.part(first, inner(back.run), out);
+            return Entry { run: front.run, skip };
+        }
+        let end = self.judge(label, &["$.s.failed", "$.s.skipped"], &around, out);
+        let inner = |then: Then, dirty: bool| Around { ok: then.clone(), bad: then, skippable: false, dirty };
+        let back = self.part(second, inner(end, true), out);
+        let bad = Template::expression(joined(["$.up.bad", "$.s.failed", "$.s.skipped"]));
+        let state = pass(Template::Object(vec![("bad", bad)]), ResultPath::At("$.up"), back.run);
+        let name = self.plain(&format!("barrier before {}", self.label(second)), state, out);
+        let front = self.part(first, inner(Then::Next(name), around.dirty), out);
+        Entry { run: front.run, skip }
+    }
+
+    fn nested(&mut self, whole: &Part, child: &Part, label: &str, around: Around, out: &mut Out) -> Entry {
+        let skip = if around.skippable { self.skipped(whole, label, &around.bad, out) } else { around.bad.clone() };
+        let then = self.judge(label, &["$.s.failed", "$.s.skipped"], &around, out);
+        let child = machine(self.shared, child, Scope::Nested, self.machines);
+        let mut keep = (None, ResultPath::Discard);
+        if self.shared.tracks() {
+            let field = |field: &str| Template::expression(format!("$.Output.s.{field}"));
+            let fields =
+                vec![("failed", field("failed")), ("skipped", field("skipped")), ("signal", status("skipped"))];
+            keep = (Some(Template::Object(fields)), S);
+        }
+        let state = self.start_machine(child, keep, then);
+        let run = self.push(&format!("{label}: machine"), state, (limits::SYNC_EVENTS, 1), out);
+        Entry { run: Then::Next(run), skip }
+    }
+
+    /// A state that starts a machine and waits for its end.
+    fn start_machine(&mut self, child: Machine, keep: (Option<Template>, ResultPath), then: Then) -> State {
+        let account = &self.shared.options.account;
+        let arn =
+            format!("arn:{}:states:{}:{}:stateMachine:{}", account.partition, account.region, account.id, child.name);
+        // Parts of equal content are one machine.
+        if self.machines.iter().all(|machine| machine.name != child.name) {
+            self.machines.push(child);
+        }
+        let scope = self.scope;
+        let mut input = vec![
+            ("execution", Template::expression(scope.execution_name())),
+            ("execution_id", Template::expression(scope.execution_id())),
+            ("redrive", Template::expression(scope.redrive_count())),
+            ("input", Template::expression(scope.input())),
+            ("AWS_STEP_FUNCTIONS_STARTED_BY_EXECUTION_ID", Template::expression("$$.Execution.Id")),
+        ];
+        if self.shared.tracks() {
+            input.push(("up", Template::expression("$.up")));
+        }
+        let retry = infrastructure(
+            vec![
+                "StepFunctions.ExecutionLimitExceededException",
+                "StepFunctions.SdkClientException",
+                "StepFunctions.SfnException",
+            ],
+            self.shared.options.infrastructure_retries,
+            60,
+        );
+        State::Task(Box::new(Task {
+            resource: self.integration("states:startExecution.sync:2"),
+            parameters: Template::Object(vec![
+                ("StateMachineArn", Template::text(arn)),
+                ("Input", Template::Object(input)),
+            ]),
+            result_selector: keep.0,
+            result_path: keep.1,
+            timeout_seconds: None,
+            retry: vec![retry],
+            catch: Vec::new(),
+            then,
+        }))
+    }
+
+    /// Awaits a token edge, then enters a part.
+    fn wait(&mut self, edge: usize, entry: &Entry, out: &mut Out) -> String {
+        let ends = &self.shared.ends[edge];
+        let tracks = self.shared.tracks();
+        let then = self.named(&entry.run, &ends.to, out);
+        let otherwise = tracks.then(|| self.named(&entry.skip, &ends.to, out));
+        let wanted = [
+            format!("{}: is {} over", ends.to, ends.from),
+            format!("{}: wait for {}", ends.to, ends.from),
+            format!("{}: did {} complete", ends.to, ends.from),
+        ];
+        let names = wanted.map(|name| self.names.take(&name));
+        let (events, transitions) = signal::edge_cost(tracks);
+        self.counts.add(events, transitions);
+        let first = names[0].clone();
+        let states = self.signals().map(|signals| signals.wait(ends, names, &then, otherwise.as_deref()));
+        out.extend(states.into_iter().flatten().rev());
+        first
+    }
+
+    /// Says that a part is over and tells who waits for it.
+    fn tell(
+        &mut self,
+        source: &str,
+        edges: &[usize],
+        status: Status,
+        verb: &str,
+        then: &Then,
+        out: &mut Out,
+    ) -> String {
+        let after = if let [edge] = edges {
+            self.tell_one(*edge, status, verb, then, out)
+        } else {
+            let mut branches = Vec::with_capacity(edges.len());
+            for &edge in edges {
+                let mut states = Out::new();
+                self.tell_one(edge, status, verb, &Then::End, &mut states);
+                states.reverse();
+                branches.push(signal::branch(states));
+            }
+            let state = signal::tell_all(branches, then.clone());
+            self.push(&format!("{source}: {verb} all"), state, (0, 0), out)
+        };
+        let (events, transitions) = signal::source_cost(edges.len());
+        let over = self.signals().map(|signals| signals.over(source, status, Then::Next(after)));
+        let name = self.names.take(&format!("{source}: over, {verb}"));
+        self.counts.add(events, transitions);
+        out.extend(over.map(|state| (name.clone(), state)));
+        name
+    }
+
+    fn tell_one(&mut self, edge: usize, status: Status, verb: &str, then: &Then, out: &mut Out) -> String {
+        let ends = &self.shared.ends[edge];
+        let label = format!("{}: {verb} {}", ends.from, ends.to);
+        let counts = self.counts;
+        let done = self.named(then, &label, out);
+        // It takes the place of the second request, which is counted.
+        self.counts = counts;
+        let names = [self.names.take(&format!("{}: {verb} {}?", ends.from, ends.to)), self.names.take(&label)];
+        let first = names[0].clone();
+        let states = self.signals().map(|signals| signals.tell(ends, names, status, done, then.clone()));
+        out.extend(states.into_iter().flatten().rev());
+        first
+    }
+
+    fn tell_skipped(&mut self, edges: &[usize]) -> Graph {
+        let mut states = Out::new();
+        let source = self.shared.ends[edges[0]].from.clone();
+        self.tell(&source, edges, Status::Fixed("skipped"), "tell that it is skipped", &Then::End, &mut states);
+        states.reverse();
+        signal::branch(states)
+    }
+
+    /// A branch that starts a machine which tells for many. It runs only after a failure, so it should not weigh on this machine.
+    fn skip_machine(&mut self, sources: &[&[usize]], label: &str) -> Graph {
+        let mut emitter = Emitter {
+            shared: self.shared,
+            scope: Scope::Nested,
+            names: Names::default(),
+            counts: Counts { events: limits::EXECUTION_EVENTS + limits::PARALLEL_EVENTS, transitions: 0 },
+            machines: &mut *self.machines,
+        };
+        let branches = sources.iter().map(|edges| emitter.tell_skipped(edges)).collect();
+        let counts = Counts { transitions: 0, ..emitter.counts };
+        let graph = signal::branch(vec![("tell that all are skipped".into(), signal::tell_all(branches, Then::End))]);
+        let child = finished(self.shared, &graph, Scope::Nested, (label, 0), counts);
+        let state = self.start_machine(child, (None, ResultPath::Discard), Then::End);
+        let name = self.names.take(&format!("{label}: machine that tells"));
+        signal::branch(vec![(name, state)])
+    }
+
+    /// States that note every step of a part as skipped and tell whoever waits for one inside.
+    fn skipped(&mut self, part: &Part, label: &str, bad: &Then, out: &mut Out) -> Then {
+        let counts = self.counts;
+        let mut then = bad.clone();
+        let mut sources = Vec::new();
+        inner_sources(part, &mut sources);
+        if !sources.is_empty() {
+            let branches = if sources.len() > limits::SOURCES_INLINE {
+                sources.chunks(limits::SOURCES_OF_MACHINE).map(|chunk| self.skip_machine(chunk, label)).collect()
+            } else {
+                sources.iter().map(|edges| self.tell_skipped(edges)).collect()
+            };
+            let state = signal::tell_all(branches, then);
+            then = Then::Next(self.push(&format!("{label}: tell that all are skipped"), state, (0, 0), out));
+        }
+        let mut lists = vec![String::new()];
+        part.for_each_step(&mut |node| {
+            let label = &self.shared.labels[node as usize];
+            if lists.last().is_none_or(|list| list.len() + label.len() > INTRINSIC_CHARACTERS) {
+                lists.push(String::new());
+            }
+            if let Some(list) = lists.last_mut() {
+                if !list.is_empty() {
+                    list.push(',');
+                }
+                list.push_str(label);
+            }
+        });
+        for list in lists.iter().rev() {
+            let state = not_completed(("skipped", list), then);
+            then = Then::Next(self.push(&format!("{label}: all skipped"), state, (0, 0), out));
+        }
+        self.counts = counts;
+        then
+    }
+}
+
+/// Token edges of every part inside another, by part.
+fn inner_sources<'p>(part: &'p Part, sources: &mut Vec<&'p [usize]>) {
+    for child in part.children() {
+        if !child.signals.is_empty() {
+            sources.push(&child.signals);
+        }
+        inner_sources(child, sources);
+    }
+}
+
+fn graph(start: Then, mut states: Out) -> Graph {
+    states.reverse();
+    let start_at = match start {
+        Then::Next(name) => name,
+        Then::End => states.first().map(|(name, _)| name.clone()).unwrap_or_default(),
+    };
+    Graph { comment: None, start_at, timeout_seconds: None, states: States(states) }
+}
+
+fn pass(parameters: Template, result_path: ResultPath, then: Then) -> State {
+    State::Pass(Pass { parameters, result_path, then })
+}
+
+fn status(status: &str) -> Template {
+    Template::Object(vec![("status", Template::text(status))])
+}
+
+fn clean() -> Template {
+    Template::Object(vec![
+        ("failed", Template::text("")),
+        ("skipped", Template::text("")),
+        ("signal", status("completed")),
+    ])
+}
+
+fn join(paths: &[String]) -> Template {
+    Template::expression(joined(paths.iter().map(String::as_str)))
+}
+
+/// Adds labels to one of the lists.
+fn not_completed((list, labels): (&str, &str), then: Then) -> State {
+    let field = |name: &'static str| {
+        let path = format!("$.s.{name}");
+        let value = if name == list { format!("States.Format('{{}}{{}},', {path}, {})", quoted(labels)) } else { path };
+        (name, Template::Expression(value))
+    };
+    let lists = vec![field("failed"), field("skipped"), ("signal", status(list))];
+    pass(Template::Object(lists), S, then)
+}
+
+fn all_empty(paths: &[&'static str]) -> Test {
+    let mut tests: Vec<Test> = paths.iter().map(|variable| Test::Equals { variable, string_equals: "" }).collect();
+    if tests.len() == 1 { tests.remove(0) } else { Test::All { and: tests } }
+}

@@ -1,0 +1,215 @@
+//! Token edges as states: a rendezvous through two objects in S3 that needs no polling, in whatever order the two sides come.
+//!
+//! | side | states |
+//! |---|---|
+//! | upstream, once it is over | put `<upstream>/over` with its status; get the waiter's token; none: done; else `sendTaskSuccess` |
+//! | waiter, when its turn comes | get `<upstream>/over`; there: go on; else put a task token and wait for it |
+//!
+//! `over` is a fact: it holds across a redrive. A token belongs to one attempt of one waiter: its key ends with the count of redrives,
+//! so a redriven upstream never finds an old one. Should both sides pass each other (the waiter looked before `over` was put and put its token
+//! after the upstream had looked), the waiter looks again when its wait times out (`recheck_seconds`). Nothing is ever lost.
+
+use super::limits::{PARALLEL_EVENTS, PLAIN_EVENTS, REQUEST_EVENTS};
+use super::options::{AslOptions, SignalStore};
+use super::states::{
+    Catcher, Choice, Graph, Parallel, ResultPath, Rule, State, States, Task, Template, Test, Then, quoted,
+};
+use super::task::{Scope, infrastructure};
+
+/// Both ends of a token edge, by label.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ends {
+    /// Who signals.
+    pub from: String,
+    /// Who waits.
+    pub to: String,
+}
+
+/// What status a signal carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// It stands in the machine.
+    Fixed(&'static str),
+    /// The failed or skipped step left it in the payload.
+    FromPayload,
+}
+
+/// What a catcher for a missing object matches. The first is the service's rule for names, the second is in use too.
+const NO_SUCH_KEY: [&str; 2] = ["S3.NoSuchKeyException", "S3.NoSuchKey"];
+/// What `sendTaskSuccess` answers to a token whose waiter is gone: it was told already, or it belongs to an earlier drive.
+const TOKEN_IS_OVER: [&str; 3] =
+    ["Sfn.InvalidTokenException", "Sfn.TaskDoesNotExistException", "Sfn.TaskTimedOutException"];
+const S3_HICCUPS: [&str; 2] = ["S3.S3Exception", "S3.SdkClientException"];
+const SFN_HICCUPS: [&str; 2] = ["Sfn.SdkClientException", "Sfn.SfnException"];
+
+/// Writes the states of signals for one machine.
+#[derive(Debug)]
+pub struct Signals<'a> {
+    /// Where objects are.
+    pub store: &'a SignalStore,
+    /// The compilation's options.
+    pub options: &'a AslOptions,
+    /// How the machine knows its root execution.
+    pub scope: Scope,
+}
+
+impl Signals<'_> {
+    fn resource(&self, action: &str) -> String {
+        format!("arn:{}:states:::aws-sdk:{action}", self.options.account.partition)
+    }
+
+    /// Key of an object of this execution. The prefix and labels hold no braces, see `names::label`.
+    fn key(&self, rest: &str) -> Template {
+        let prefix = &self.store.prefix;
+        let template = if prefix.is_empty() { format!("{{}}/{rest}") } else { format!("{prefix}/{{}}/{rest}") };
+        Template::Expression(format!("States.Format({}, {})", quoted(&template), self.scope.execution_name()))
+    }
+
+    fn token_key(&self, ends: &Ends) -> Template {
+        let prefix = &self.store.prefix;
+        let rest = format!("{{}}/{}/token/{}/{{}}", ends.from, ends.to);
+        let template = if prefix.is_empty() { rest } else { format!("{prefix}/{rest}") };
+        let (name, redrive) = (self.scope.execution_name(), self.scope.redrive_count());
+        Template::Expression(format!("States.Format({}, {name}, {redrive})", quoted(&template)))
+    }
+
+    fn request(&self, action: &str, mut fields: Vec<(&'static str, Template)>, then: Then) -> Task {
+        let s3 = action.starts_with("s3:");
+        if s3 {
+            fields.insert(0, ("Bucket", Template::text(&self.store.bucket)));
+        }
+        let hiccups = if s3 { S3_HICCUPS.to_vec() } else { SFN_HICCUPS.to_vec() };
+        Task {
+            resource: self.resource(action),
+            parameters: Template::Object(fields),
+            result_selector: None,
+            result_path: ResultPath::Discard,
+            timeout_seconds: None,
+            retry: vec![infrastructure(hiccups, self.options.infrastructure_retries, 30)],
+            catch: Vec::new(),
+            then,
+        }
+    }
+
+    /// Puts an object.
+    pub fn put(&self, rest: &str, body: Template, then: Then) -> State {
+        State::Task(Box::new(self.request("s3:putObject", vec![("Key", self.key(rest)), ("Body", body)], then)))
+    }
+
+    /// Goes one way when an object is there, another when it is not.
+    pub fn look(&self, rest: &str, there: Then, missing: String) -> Task {
+        let mut task = self.request("s3:getObject", vec![("Key", self.key(rest))], there);
+        task.catch.push(Catcher {
+            error_equals: NO_SUCH_KEY.to_vec(),
+            result_path: ResultPath::Discard,
+            next: missing,
+        });
+        task
+    }
+
+    /// Waits until the other end has signalled. Returns the states in order; the first is where to enter.
+    ///
+    /// With `otherwise`, the status decides: `then` after `completed`, `otherwise` after anything else.
+    pub fn wait(&self, ends: &Ends, names: [String; 3], then: &str, otherwise: Option<&str>) -> Vec<(String, State)> {
+        let [look_name, wait_name, decide_name] = names;
+        let after = if otherwise.is_some() { decide_name.clone() } else { then.to_owned() };
+        let mut look = self.look(&over_key(&ends.from), Then::Next(after.clone()), wait_name.clone());
+        let token = Template::Object(vec![("token", Template::expression("$$.Task.Token"))]);
+        let fields = vec![("Key", self.token_key(ends)), ("Body", token)];
+        let mut wait = self.request("s3:putObject.waitForTaskToken", fields, Then::Next(after));
+        wait.timeout_seconds = Some(self.options.recheck_seconds);
+        wait.catch.push(Catcher {
+            error_equals: vec!["States.Timeout"],
+            result_path: ResultPath::Discard,
+            next: look_name.clone(),
+        });
+        let mut states = Vec::new();
+        if let Some(otherwise) = otherwise {
+            let signal = |expression: &str| Template::Object(vec![("signal", Template::expression(expression))]);
+            look.result_selector = Some(signal("States.StringToJson($.Body)"));
+            look.result_path = ResultPath::At("$.w");
+            wait.result_selector = Some(signal("$"));
+            wait.result_path = ResultPath::At("$.w");
+            let test = Test::Equals { variable: "$.w.signal.status", string_equals: "completed" };
+            let choices = vec![Rule { test, next: then.to_owned() }];
+            states.push((decide_name, State::Choice(Choice { choices, default: otherwise.to_owned() })));
+        }
+        states.insert(0, (wait_name, State::Task(Box::new(wait))));
+        states.insert(0, (look_name, State::Task(Box::new(look))));
+        states
+    }
+
+    /// Tells one waiter. `done` is entered when no one waits. Returns two states in order.
+    pub fn tell(
+        &self,
+        ends: &Ends,
+        names: [String; 2],
+        status: Status,
+        done: String,
+        then: Then,
+    ) -> [(String, State); 2] {
+        let [get_name, send_name] = names;
+        let mut get = self.request("s3:getObject", vec![("Key", self.token_key(ends))], Then::Next(send_name.clone()));
+        get.catch.push(Catcher {
+            error_equals: NO_SUCH_KEY.to_vec(),
+            result_path: ResultPath::Discard,
+            next: done.clone(),
+        });
+        let waiter = Template::expression("States.StringToJson($.Body)");
+        get.result_selector = Some(Template::Object(vec![("waiter", waiter)]));
+        get.result_path = ResultPath::At("$.t");
+        let output = match status {
+            Status::Fixed(status) => Template::text(format!("{{\"status\":\"{status}\"}}")),
+            Status::FromPayload => Template::expression("States.JsonToString($.s.signal)"),
+        };
+        let token = ("TaskToken", Template::expression("$.t.waiter.token"));
+        let mut send = self.request("sfn:sendTaskSuccess", vec![token, ("Output", output)], then);
+        send.catch.push(Catcher { error_equals: TOKEN_IS_OVER.to_vec(), result_path: ResultPath::Discard, next: done });
+        [(get_name, State::Task(Box::new(get))), (send_name, State::Task(Box::new(send)))]
+    }
+
+    /// The object that says that a part is over.
+    pub fn over(&self, from: &str, status: Status, then: Then) -> State {
+        let body = match status {
+            Status::Fixed(status) => Template::Object(vec![("status", Template::text(status))]),
+            Status::FromPayload => Template::expression("$.s.signal"),
+        };
+        self.put(&over_key(from), body, then)
+    }
+}
+
+/// Branches that tell several waiters at once.
+pub fn tell_all(branches: Vec<Graph>, then: Then) -> State {
+    State::Parallel(Parallel {
+        parameters: None,
+        branches,
+        result_selector: None,
+        result_path: ResultPath::Discard,
+        then,
+    })
+}
+
+/// A branch from states in order.
+pub fn branch(states: Vec<(String, State)>) -> Graph {
+    let start_at = states.first().map(|(name, _)| name.clone()).unwrap_or_default();
+    Graph { comment: None, start_at, timeout_seconds: None, states: States(states) }
+}
+
+fn over_key(from: &str) -> String {
+    format!("{from}/over")
+}
+
+/// Key of the signal that stops the rest of a run.
+pub const STOP_KEY: &str = "stopped";
+
+/// Events and transitions of one token edge when its waiter comes first.
+pub const fn edge_cost(tracked: bool) -> (u64, u64) {
+    // look, wait; get, send
+    let (events, transitions) = (3 * REQUEST_EVENTS + super::limits::SYNC_EVENTS, 4);
+    if tracked { (events + PLAIN_EVENTS, transitions + 1) } else { (events, transitions) }
+}
+
+/// Events and transitions of a part that signals, beside those of its edges.
+pub const fn source_cost(edges: usize) -> (u64, u64) {
+    if edges > 1 { (REQUEST_EVENTS + PARALLEL_EVENTS, 2) } else { (REQUEST_EVENTS, 1) }
+}

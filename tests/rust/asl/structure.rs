@@ -1,0 +1,110 @@
+//! What a definition must be like whatever it means: the checks that public validators miss and those they make.
+
+use std::collections::{HashMap, HashSet};
+
+use serde_json::Value;
+
+/// Checks one machine; panics with what is wrong.
+pub fn check(machine: &Value) {
+    let text = machine.to_string();
+    assert!(text.len() <= 1_048_576, "definition of {} bytes", text.len());
+    let mut names = HashSet::new();
+    graph(machine, &mut names, 0);
+}
+
+fn graph<'a>(graph: &'a Value, names: &mut HashSet<&'a str>, depth: usize) {
+    assert!(depth <= 20, "too deeply nested");
+    let states = graph["States"].as_object().expect("States");
+    let start = graph["StartAt"].as_str().expect("StartAt");
+    assert!(states.contains_key(start), "StartAt names no state: {start}");
+    let mut targets: HashMap<&str, Vec<&str>> = HashMap::new();
+    let mut ends = 0;
+    for (name, state) in states {
+        assert!(name.chars().count() <= 80 && !name.is_empty(), "name of {} characters", name.len());
+        assert!(names.insert(name), "two states are named `{name}`");
+        let kind = state["Type"].as_str().expect("Type");
+        let mut out = Vec::new();
+        let next = state.get("Next").and_then(Value::as_str);
+        let end = state.get("End").and_then(Value::as_bool).unwrap_or(false);
+        match kind {
+            "Task" | "Parallel" | "Pass" => assert!(next.is_some() != end, "`{name}` needs either Next or End"),
+            "Choice" | "Succeed" | "Fail" => assert!(next.is_none() && !end, "`{name}` takes neither Next nor End"),
+            other => panic!("type {other}"),
+        }
+        ends += usize::from(end || matches!(kind, "Succeed" | "Fail"));
+        out.extend(next);
+        out.extend(state.get("Default").and_then(Value::as_str));
+        for list in ["Choices", "Catch"] {
+            for rule in state.get(list).and_then(Value::as_array).into_iter().flatten() {
+                out.push(rule["Next"].as_str().expect("a rule has Next"));
+            }
+        }
+        for clause in state.get("Catch").and_then(Value::as_array).into_iter().flatten() {
+            errors(clause);
+        }
+        for clause in state.get("Retry").and_then(Value::as_array).into_iter().flatten() {
+            errors(clause);
+            let within = |field: &str, low: f64, high: f64| {
+                let value = clause.get(field).map(|value| value.as_f64().expect("a number"));
+                assert!(value.is_none_or(|value| (low..=high).contains(&value)), "{field} is {value:?}");
+            };
+            within("IntervalSeconds", 1.0, 99_999_999.0);
+            within("MaxAttempts", 0.0, 99_999_999.0);
+            within("BackoffRate", 1.0, f64::MAX);
+            within(
+                "MaxDelaySeconds",
+                clause.get("IntervalSeconds").and_then(Value::as_f64).unwrap_or(0.0) + 1.0,
+                31_622_400.0,
+            );
+        }
+        if let Some(seconds) = state.get("TimeoutSeconds") {
+            assert!((1..=99_999_999).contains(&seconds.as_u64().expect("a whole number")), "TimeoutSeconds {seconds}");
+        }
+        expressions(state.get("Parameters"));
+        expressions(state.get("ResultSelector"));
+        for branch in state.get("Branches").and_then(Value::as_array).into_iter().flatten() {
+            self::graph(branch, names, depth + 1);
+        }
+        for target in &out {
+            assert!(states.contains_key(*target), "`{name}` goes to `{target}`, which is not there");
+        }
+        targets.insert(name, out);
+    }
+    assert!(ends > 0, "nothing ends");
+    let mut seen = HashSet::from([start]);
+    let mut stack = vec![start];
+    while let Some(state) = stack.pop() {
+        stack.extend(targets[state].iter().copied().filter(|target| seen.insert(target)));
+    }
+    let unreachable: Vec<_> = states.keys().filter(|name| !seen.contains(name.as_str())).collect();
+    assert!(unreachable.is_empty(), "unreachable: {unreachable:?}");
+}
+
+fn errors(clause: &Value) {
+    let names = clause["ErrorEquals"].as_array().expect("ErrorEquals");
+    assert!(!names.is_empty());
+    assert!(names.len() == 1 || names.iter().all(|name| name != "States.ALL"), "States.ALL stands alone");
+}
+
+/// A computed field is a string that begins like an expression; a plain one does not look like one.
+fn expressions(template: Option<&Value>) {
+    match template {
+        Some(Value::Object(fields)) => {
+            for (key, value) in fields {
+                let Some(_) = key.strip_suffix(".$") else {
+                    assert!(
+                        value.as_str().is_none_or(|text| !text.starts_with("$.") && !text.starts_with("$$")),
+                        "{key}: {value}"
+                    );
+                    expressions(Some(value));
+                    continue;
+                };
+                let text = value.as_str().expect("an expression is a string");
+                assert!(text.starts_with('$') || text.starts_with("States."), "{key}: {text}");
+                assert!(text.len() <= 10_000, "an intrinsic of {} characters", text.len());
+            }
+        }
+        Some(Value::Array(items)) => items.iter().for_each(|item| expressions(Some(item))),
+        _ => {}
+    }
+}
