@@ -5,6 +5,7 @@
 
 use super::barrier::{self, Wait};
 use super::graph::Reduced;
+use super::limits;
 use super::options::Synchronization;
 use super::prime;
 use super::tree::{Kind, Part};
@@ -20,6 +21,8 @@ pub struct Decomposition {
     pub waits: Vec<Wait>,
     /// For each node the upstreams that only a barrier separates it from.
     pub guards: Vec<Vec<u32>>,
+    /// Levels inside each other. Above the limit the tree is not complete.
+    pub depth: u32,
 }
 
 pub struct Decomposer<'a> {
@@ -34,6 +37,8 @@ pub struct Decomposer<'a> {
     pub token_edges: usize,
     pub waits: Vec<Wait>,
     pub guards: Vec<Vec<u32>>,
+    level: u32,
+    pub depth: u32,
 }
 
 /// Decomposes the whole DAG. `seconds` are the expected durations, `budget` the seconds that `auto` may lose.
@@ -49,11 +54,13 @@ pub fn decompose(graph: &Reduced, seconds: &[f64], synchronization: Synchronizat
         token_edges: 0,
         waits: Vec::new(),
         guards: vec![Vec::new(); count],
+        level: 0,
+        depth: 0,
     };
     #[expect(clippy::cast_possible_truncation, reason = "positions of a plan fit in 32 bits")]
     let root = decomposer.part((0..count as u32).collect());
-    let Decomposer { token_edges, waits, guards, .. } = decomposer;
-    Decomposition { root, token_edges, waits, guards }
+    let Decomposer { token_edges, waits, guards, depth, .. } = decomposer;
+    Decomposition { root, token_edges, waits, guards, depth }
 }
 
 impl Decomposer<'_> {
@@ -62,6 +69,24 @@ impl Decomposer<'_> {
         if let [only] = nodes[..] {
             return Part::new(Kind::Step(only));
         }
+        self.level += 1;
+        self.grow(self.level);
+        let part = if self.level > limits::TREE_DEPTH { Part::new(Kind::Junction) } else { self.inner(nodes) };
+        self.level -= 1;
+        part
+    }
+
+    /// Notes how deep the tree is, counting levels below the present one.
+    pub fn grow(&mut self, depth: u32) {
+        self.depth = self.depth.max(depth);
+    }
+
+    /// Levels around the present part.
+    pub fn level(&self) -> u32 {
+        self.level
+    }
+
+    fn inner(&mut self, nodes: Vec<u32>) -> Part {
         self.mark(&nodes);
         let components = self.components(&nodes);
         if components.len() > 1 {

@@ -21,6 +21,8 @@ pub const MAX_DELAY_SECONDS: u64 = 31_622_400;
 /// `Parallel` states inside each other in one definition. AWS names no number, it only refuses with
 /// `TOO_DEEPLY_NESTED`; each level is five levels of JSON and common parsers stop at 128.
 pub const PARALLEL_DEPTH: u32 = 16;
+/// Levels of rows and branches inside each other in a pipeline, over all machines. Ours: the compiler walks them on its stack.
+pub const TREE_DEPTH: u32 = 128;
 /// Branches of one `Parallel`. AWS names no number; above this the branches are grouped, which keeps merging intrinsics short.
 pub const PARALLEL_BRANCHES: usize = 200;
 /// Characters of one intrinsic function, kept below the 10,000 that AWS documents for strings in intrinsics.

@@ -86,24 +86,22 @@ const SHARES: [f64; 4] = [0.85, 0.6, 0.4, 0.2];
 /// # Errors
 /// [`AslError`] names the step or setting to change.
 pub fn compile(plan: &Plan, options: &AslOptions) -> Result<Compiled, AslError> {
-    on_deep_stack(plan, || {
-        let analysis = Analysis::new(plan, options)?;
-        let shared = analysis.shared(plan, options);
-        let mut outcome = Err(AslError::Empty);
-        for share in SHARES {
-            let tree = split::split(analysis.tree.root.clone(), &shared, share);
-            let mut machines = Vec::new();
-            let root = emit::machine(&shared, &tree, task::Scope::Root, &mut machines);
-            machines.push(root);
-            outcome = keeps_limits(&machines, &tree, &shared).map(|()| machines);
-            if outcome.is_ok() {
-                break;
-            }
+    let analysis = Analysis::new(plan, options)?;
+    let shared = analysis.shared(plan, options);
+    let mut outcome = Err(AslError::Empty);
+    for share in SHARES {
+        let tree = split::split(analysis.tree.root.clone(), &shared, share);
+        let mut machines = Vec::new();
+        let root = emit::machine(&shared, &tree, task::Scope::Root, &mut machines);
+        machines.push(root);
+        outcome = keeps_limits(&machines, &tree, &shared).map(|()| machines);
+        if outcome.is_ok() {
+            break;
         }
-        let machines = outcome?;
-        let report = analysis.report(plan, options, &shared, &machines);
-        Ok(Compiled { machines, report })
-    })
+    }
+    let machines = outcome?;
+    let report = analysis.report(plan, options, &shared, &machines);
+    Ok(Compiled { machines, report })
 }
 
 /// Draws a plan's machine: what runs side by side, what is exchanged by tokens.
@@ -111,10 +109,8 @@ pub fn compile(plan: &Plan, options: &AslOptions) -> Result<Compiled, AslError> 
 /// # Errors
 /// As [`compile`].
 pub fn draw(plan: &Plan, options: &AslOptions, picture: Picture) -> Result<String, AslError> {
-    on_deep_stack(plan, || {
-        let analysis = Analysis::new(plan, options)?;
-        Ok(draw::draw(picture, &analysis.tree.root, &analysis.names, &analysis.ends))
-    })
+    let analysis = Analysis::new(plan, options)?;
+    Ok(draw::draw(picture, &analysis.tree.root, &analysis.names, &analysis.ends))
 }
 
 /// Failed and skipped steps from the cause of an execution that ended with `StepEngine.StepsFailed`; none for another cause.
@@ -128,24 +124,6 @@ pub fn parse_cause(cause: &str) -> Option<(Vec<String>, Vec<String>)> {
         Some(list.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect())
     };
     Some((list("failed")?, list("skipped")?))
-}
-
-/// A tree can be as deep as the plan is long; its recursion gets a stack to match.
-fn on_deep_stack<T: Send>(plan: &Plan, work: impl FnOnce() -> Result<T, AslError> + Send) -> Result<T, AslError> {
-    const SHALLOW: usize = 500;
-    const BYTES_OF_STEP: usize = 16 * 1024;
-    if plan.len() <= SHALLOW {
-        return work();
-    }
-    std::thread::scope(|scope| {
-        let stack = (plan.len() * BYTES_OF_STEP).max(16 * 1024 * 1024);
-        let refused = |_| AslError::option(None, "", "no memory for a thread with a stack for so large a plan");
-        let handle = std::thread::Builder::new().stack_size(stack).spawn_scoped(scope, work).map_err(refused)?;
-        match handle.join() {
-            Ok(outcome) => outcome,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
 }
 
 struct Analysis<'a> {
@@ -185,6 +163,10 @@ impl<'a> Analysis<'a> {
         let critical_path = finishes.iter().copied().fold(0.0, f64::max);
         let budget = critical_path * options.auto_threshold;
         let tree = decompose::decompose(&graph, &seconds, options.synchronization, budget);
+        if tree.depth > limits::TREE_DEPTH {
+            let (limit, actual) = (limits::TREE_DEPTH.into(), tree.depth.into());
+            return Err(AslError::Limit { step: None, what: "branches inside each other", unit: "levels", limit, actual });
+        }
         let labels: Vec<String> = steps.iter().map(|step| label(&step.name)).collect();
         // A step without upstreams starts with the run, unless a barrier holds it back.
         let delayed = |node: usize| !graph.preds[node].is_empty() || !tree.waits.is_empty();

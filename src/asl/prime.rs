@@ -26,7 +26,9 @@ pub fn with_tokens(decomposer: &mut Decomposer<'_>, nodes: &[u32]) -> Part {
         }
     }
     core.join_equal_upstreams();
-    core.reduce(&mut decomposer.token_edges)
+    let (part, depth) = core.reduce(&mut decomposer.token_edges);
+    decomposer.grow(decomposer.level() + depth);
+    part
 }
 
 #[derive(Default)]
@@ -38,6 +40,8 @@ struct Core {
     /// Order-free hashes of `preds` and `succs`.
     signature: Vec<(u64, u64)>,
     dirty: BTreeSet<usize>,
+    /// Levels of each part.
+    depth: Vec<u32>,
 }
 
 impl Core {
@@ -46,6 +50,7 @@ impl Core {
         self.preds.push(BTreeSet::new());
         self.succs.push(BTreeSet::new());
         self.signature.push((0, 0));
+        self.depth.push(0);
         self.dirty.insert(self.parts.len() - 1);
         self.parts.len() - 1
     }
@@ -94,7 +99,7 @@ impl Core {
         }
     }
 
-    fn reduce(mut self, token_edges: &mut usize) -> Part {
+    fn reduce(mut self, token_edges: &mut usize) -> (Part, u32) {
         let mut by_signature: HashMap<(u64, u64), usize> = HashMap::with_capacity(self.parts.len());
         let mut rivals = BinaryHeap::new();
         loop {
@@ -134,7 +139,8 @@ impl Core {
             }
             *token_edges += 1;
         }
-        Part::parallel(self.parts.into_iter().flatten())
+        let depth = self.depth.iter().copied().max().unwrap_or(0);
+        (Part::parallel(self.parts.into_iter().flatten()), depth + 1)
     }
 
     /// Rivals of an edge: other edges out of its start and into its end. An edge without rivals on one side goes last.
@@ -148,6 +154,12 @@ impl Core {
         rivals.extend(self.preds[node].iter().map(|&from| Reverse((self.rating(from, node), from, node))));
     }
 
+    /// Depth of two parts merged into the first: a part of the same kind is flattened into it.
+    fn deepen(&mut self, keep: usize, drop: usize, flattens: impl Fn(&Part) -> bool) {
+        let level = |at: usize| self.depth[at] + u32::from(!self.parts[at].as_ref().is_some_and(&flattens));
+        self.depth[keep] = level(keep).max(level(drop));
+    }
+
     /// Merges a node with its only downstream or upstream where that has no other either.
     fn merge_row(&mut self, node: usize) -> bool {
         let only = |set: &BTreeSet<usize>| if set.len() == 1 { set.first().copied() } else { None };
@@ -156,6 +168,7 @@ impl Core {
             (_, Some(pred)) if self.succs[pred].len() == 1 => (pred, node),
             _ => return false,
         };
+        self.deepen(front, back, |part| matches!(part.kind, Kind::Series(_)));
         self.unlink(front, back);
         for succ in std::mem::take(&mut self.succs[back]) {
             self.preds[succ].remove(&back);
@@ -184,6 +197,7 @@ impl Core {
             return;
         };
         let (keep, drop) = (twin.min(node), twin.max(node));
+        self.deepen(keep, drop, |part| matches!(part.kind, Kind::Parallel(_)));
         for pred in self.preds[drop].clone() {
             self.unlink(pred, drop);
         }

@@ -4,35 +4,28 @@
 //! the same for both.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bollard::container::{AttachContainerResults, LogOutput};
+use bollard::container::AttachContainerResults;
 use bollard::models::{ContainerState, ContainerStateStatusEnum};
 use bollard::query_parameters::WaitContainerOptionsBuilder;
 use futures_util::stream::StreamExt as _;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::container::{self, Container, Found, Place, RunIdentity};
 use super::engine::Engine;
 use super::error::{self, DockerError};
 use super::gpu::{GpuLease, GpuPool};
 use super::image::Images;
+use super::log::Log;
 use super::run_args::RunArgs;
 use super::spec::{ContainerSpec, KeepContainers};
 use crate::event::{AttemptDetails, Outcome};
-use crate::runner::{AttemptControl, AttemptSink, AttemptSpec, LogStream, StopForce};
+use crate::runner::{AttemptControl, AttemptSink, AttemptSpec, StopForce};
 
 /// How long an engine may be away, for instance while it restarts, before its containers count as lost.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(60);
-
-/// After the end of the process, the log is over when nothing came for so long although the stream is open.
-const LOG_IDLE: Duration = Duration::from_secs(2);
-
-/// After the end of the process, the log is over, whatever still comes.
-const LOG_DRAIN: Duration = Duration::from_secs(60);
 
 /// SIGKILL is sent again after so long.
 const KILL_AGAIN: Duration = Duration::from_secs(10);
@@ -176,7 +169,7 @@ async fn supervise(
         tokio::select! {
             biased;
             exit = &mut waiting => break exit,
-            Some(()) = reconnects.recv() => log.reconnect(attempt, container).await,
+            Some(()) = reconnects.recv() => log.reconnect(&attempt.sink, container).await,
             () = control.stop_requested(signals.next_force()), if signals.more() => signals.send(control.stop_force()),
             () = sleep_until(signals.due), if signals.is_due_set() => signals.send(Some(StopForce::Kill)),
         }
@@ -299,67 +292,6 @@ fn was_started(state: &ContainerState) -> bool {
 
 fn has_ended(state: &ContainerState) -> bool {
     state.running != Some(true) && state.restarting != Some(true)
-}
-
-/// The output of a container on its way to the sink.
-struct Log {
-    pump: JoinHandle<()>,
-    bytes: Arc<AtomicU64>,
-}
-
-impl Log {
-    fn follow(sink: Arc<dyn AttemptSink>, attached: AttachContainerResults) -> Self {
-        let bytes = Arc::new(AtomicU64::new(0));
-        let count = Arc::clone(&bytes);
-        let pump = tokio::spawn(async move {
-            let AttachContainerResults { mut output, input } = attached;
-            // Kept: dropping it would close the connection for writing, which some engines take as an end.
-            let _input = input;
-            // An error is a broken connection; whoever waits for the exit finds out what that means.
-            while let Some(Ok(message)) = output.next().await {
-                let (stream, message) = match message {
-                    LogOutput::StdErr { message } => (LogStream::Stderr, message),
-                    LogOutput::StdOut { message } | LogOutput::Console { message } | LogOutput::StdIn { message } => {
-                        (LogStream::Stdout, message)
-                    }
-                };
-                count.fetch_add(message.len() as u64, Ordering::Relaxed);
-                sink.log(stream, message);
-            }
-        });
-        Self { pump, bytes }
-    }
-
-    async fn reconnect(&mut self, attempt: &Attempt, container: &Container) {
-        self.pump.abort();
-        match container.attach().await {
-            Ok(attached) => {
-                *self = Self::follow(Arc::clone(&attempt.sink), attached);
-                attempt.sink.warning("the connection to the engine broke; some output may be missing".to_owned());
-            }
-            Err(error) => attempt.sink.warning(format!("the output is not followed any longer: {error}")),
-        }
-    }
-
-    /// Waits for the rest of the output after the end of the process: until the stream ends, or is silent.
-    async fn drain(mut self) {
-        let end = Instant::now() + LOG_DRAIN;
-        let mut seen = self.bytes.load(Ordering::Relaxed);
-        while timeout(LOG_IDLE, &mut self.pump).await.is_err() {
-            let now = self.bytes.load(Ordering::Relaxed);
-            if now == seen || Instant::now() > end {
-                self.pump.abort();
-                return;
-            }
-            seen = now;
-        }
-    }
-}
-
-impl Drop for Log {
-    fn drop(&mut self) {
-        self.pump.abort();
-    }
 }
 
 /// One outcome out of what the engine says.

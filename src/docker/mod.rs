@@ -7,7 +7,7 @@
 //! | `registry`, `image`, `pin` | credentials, pulls, pinned image ids |
 //! | `container` | one container: describe, create, attach, signal, inspect, remove |
 //! | `gpu` | which GPUs there are and who has them |
-//! | `attempt`, `executor` | one attempt from top to bottom; the `Executor` of a run |
+//! | `attempt`, `log`, `executor` | one attempt from top to bottom; the `Executor` of a run |
 //! | `sweep` | containers found by label, by any process |
 //!
 //! Decides nothing about the run: no retries, no timeouts, no order.
@@ -20,6 +20,7 @@ mod error;
 mod executor;
 mod gpu;
 mod image;
+mod log;
 mod pin;
 mod registry;
 pub mod run_args;

@@ -118,7 +118,7 @@ def interpreter(tasks: Tasks) -> Iterator[None]:
     patched: list[tuple[object, str, object]] = []
 
     def patch(owner: object, name: str, value: object) -> None:
-        patched.append((owner, name, vars(owner)[name]))
+        patched.append((owner, name, vars(owner).get(name)))
         setattr(owner, name, value)
 
     def evaluate(self, env, resource_runtime_part, normalised_parameters, state_credentials):
@@ -141,16 +141,19 @@ def interpreter(tasks: Tasks) -> Iterator[None]:
     patch(ecs.StateTaskServiceEcs, "_normalise_parameters", lambda self, parameters, **_: None)
     patch(ExecutionWorker, "_get_evaluation_environment", with_redrives)
     # The step's own answer is final: nothing to poll.
-    patch(ecs.StateTaskServiceEcs, "_build_sync_resolver", lambda self, **kwargs: lambda: {})
+    patch(ecs.StateTaskServiceEcs, "_build_sync_resolver", lambda self, **kwargs: lambda: {"StopCode": "EssentialContainerExited"})
     try:
         with mock_aws(config={"stepfunctions": {"execute_state_machine": True}}):
             yield
     finally:
         for owner, name, value in reversed(patched):
-            setattr(owner, name, value)
+            if value is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
 
 
-def execute(compiled: dict, seconds: dict[str, float], fails: set[str] | None = None, timeout: float = 60.0) -> Run:
+def execute(compiled: dict, seconds: dict[str, float], fails: set[str] | None = None, timeout: float = 30.0) -> Run:
     """Creates the machines, runs the root to its end."""
     tasks = Tasks(seconds, fails or set())
     with interpreter(tasks):
