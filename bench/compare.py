@@ -83,7 +83,7 @@ class Bench:
         self._environment = kept | {"ZENML_CONFIG_PATH": str(folder / "config"), "ZENML_ANALYTICS_OPT_IN": "false"}
         zenml = Path(sys.executable).with_name("zenml")
         subprocess.run(
-            [str(zenml), "init"], cwd=self._sources, env=self._environment, check=True, stdout=subprocess.DEVNULL
+            [str(zenml), "init"], cwd=self._sources, env=self._environment, check=True, capture_output=True
         )
 
     def child(self, *arguments: str) -> dict:
