@@ -165,7 +165,13 @@ impl<'a> Analysis<'a> {
         let tree = decompose::decompose(&graph, &seconds, options.synchronization, budget);
         if tree.depth > limits::TREE_DEPTH {
             let (limit, actual) = (limits::TREE_DEPTH.into(), tree.depth.into());
-            return Err(AslError::Limit { step: None, what: "branches inside each other", unit: "levels", limit, actual });
+            return Err(AslError::Limit {
+                step: None,
+                what: "branches inside each other",
+                unit: "levels",
+                limit,
+                actual,
+            });
         }
         let labels: Vec<String> = steps.iter().map(|step| label(&step.name)).collect();
         // A step without upstreams starts with the run, unless a barrier holds it back.

@@ -141,7 +141,11 @@ def interpreter(tasks: Tasks) -> Iterator[None]:
     patch(ecs.StateTaskServiceEcs, "_normalise_parameters", lambda self, parameters, **_: None)
     patch(ExecutionWorker, "_get_evaluation_environment", with_redrives)
     # The step's own answer is final: nothing to poll.
-    patch(ecs.StateTaskServiceEcs, "_build_sync_resolver", lambda self, **kwargs: lambda: {"StopCode": "EssentialContainerExited"})
+    patch(
+        ecs.StateTaskServiceEcs,
+        "_build_sync_resolver",
+        lambda self, **kwargs: lambda: {"StopCode": "EssentialContainerExited"},
+    )
     try:
         with mock_aws(config={"stepfunctions": {"execute_state_machine": True}}):
             yield
