@@ -82,9 +82,7 @@ class Bench:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("ZENML_")}
         self._environment = kept | {"ZENML_CONFIG_PATH": str(folder / "config"), "ZENML_ANALYTICS_OPT_IN": "false"}
         zenml = Path(sys.executable).with_name("zenml")
-        subprocess.run(
-            [str(zenml), "init"], cwd=self._sources, env=self._environment, check=True, stdout=subprocess.DEVNULL
-        )
+        subprocess.run([str(zenml), "init"], cwd=self._sources, env=self._environment, check=True, capture_output=True)
 
     def child(self, *arguments: str) -> dict:
         done = subprocess.run(
