@@ -175,7 +175,10 @@ fn table(rows: &mut String) {
             let tokens = columns[4].iter().sum::<f64>() / 200.0;
             let [levels, barrier, auto, exact, _] = columns.map(mean_and_p95);
             let (steps, edges) = (steps / 200, edges / 200);
-            let _ = writeln!(rows, "| {name}, n≈{steps} | {sigma} | {levels} | {barrier} | {auto} | {exact} | {tokens:.1} of {edges} |");
+            let _ = writeln!(
+                rows,
+                "| {name}, n≈{steps} | {sigma} | {levels} | {barrier} | {auto} | {exact} | {tokens:.1} of {edges} |"
+            );
         }
     }
 }
@@ -214,7 +217,9 @@ fn compile_times(criterion: &mut Criterion) {
         "\n| DAGs | sigma | levels | barrier | auto | exact | token edges |\n|---|---|---|---|---|---|---|\n",
     );
     table(&mut rows);
-    rows.push_str("\n| steps | edges | way | compile | definitions | token edges | per run |\n|---|---|---|---|---|---|---|\n");
+    rows.push_str(
+        "\n| steps | edges | way | compile | definitions | token edges | per run |\n|---|---|---|---|---|---|---|\n",
+    );
     sizes(&mut rows);
     eprintln!("{rows}");
     let mut group = criterion.benchmark_group("compile");
@@ -223,9 +228,13 @@ fn compile_times(criterion: &mut Criterion) {
         let plan = plan(&large(steps), None);
         for way in [Synchronization::Exact, Synchronization::Barrier] {
             let options = options(way);
-            group.bench_with_input(BenchmarkId::new(format!("{way:?}").to_lowercase(), steps), &plan, |bencher, plan| {
-                bencher.iter(|| asl::compile(black_box(plan), &options));
-            });
+            group.bench_with_input(
+                BenchmarkId::new(format!("{way:?}").to_lowercase(), steps),
+                &plan,
+                |bencher, plan| {
+                    bencher.iter(|| asl::compile(black_box(plan), &options));
+                },
+            );
         }
     }
     group.finish();

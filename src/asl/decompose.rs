@@ -42,12 +42,7 @@ pub struct Decomposer<'a> {
 }
 
 /// Decomposes the whole DAG. `seconds` are the expected durations, `budget` the seconds that `auto` may lose.
-pub fn decompose(
-    graph: &Reduced,
-    seconds: &[f64],
-    synchronization: Synchronization,
-    budget: f64,
-) -> Decomposition {
+pub fn decompose(graph: &Reduced, seconds: &[f64], synchronization: Synchronization, budget: f64) -> Decomposition {
     let count = graph.steps.len();
     let mut decomposer = Decomposer {
         graph,

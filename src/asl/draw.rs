@@ -137,14 +137,18 @@ struct Svg<'a> {
 
 fn svg(root: &Part, names: &[&str], token_edges: usize) -> String {
     let origin = (0.0, 0.0);
-    let mut drawing = Svg { names, shapes: String::new(), lines: String::new(), edges: vec![(origin, origin); token_edges] };
+    let mut drawing =
+        Svg { names, shapes: String::new(), lines: String::new(), edges: vec![(origin, origin); token_edges] };
     let (width, height) = drawing.size(root);
     drawing.part(root, GAP_X, GAP_Y, height);
     let mut tokens = String::new();
     for ((x1, y1), (x2, y2)) in &drawing.edges {
         let bend = ((x2 - x1).abs() / 2.0).max(30.0);
         let (c1, c2) = (x1 + bend, x2 - bend);
-        let _ = writeln!(tokens, r#"<path class="token" d="M{x1:.1} {y1:.1}C{c1:.1} {y1:.1} {c2:.1} {y2:.1} {x2:.1} {y2:.1}"/>"#);
+        let _ = writeln!(
+            tokens,
+            r#"<path class="token" d="M{x1:.1} {y1:.1}C{c1:.1} {y1:.1} {c2:.1} {y2:.1} {x2:.1} {y2:.1}"/>"#
+        );
     }
     let (width, height) = (width + 2.0 * GAP_X, height + 2.0 * GAP_Y);
     format!(

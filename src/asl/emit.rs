@@ -9,8 +9,8 @@ use super::names::Names;
 use super::options::AslOptions;
 use super::signal::{self, Ends, Signals, Status};
 use super::states::{
-    Catcher, Choice, Fail, Graph, Parallel, Pass, ResultPath, Rule, State, States, Succeed, Task, Template, Test, Then, joined,
-    quoted,
+    Catcher, Choice, Fail, Graph, Parallel, Pass, ResultPath, Rule, State, States, Succeed, Task, Template, Test, Then,
+    joined, quoted,
 };
 use super::task::{Ready, Scope, infrastructure, retriers, whole_seconds};
 use super::tree::{Kind, Part};
@@ -56,7 +56,13 @@ pub fn machine(shared: &Shared<'_>, part: &Part, scope: Scope, machines: &mut Ve
     finished(shared, &graph, scope, (first, part.count_steps()), counts)
 }
 
-fn finished(shared: &Shared<'_>, graph: &Graph, scope: Scope, (first, steps): (&str, usize), counts: Counts) -> Machine {
+fn finished(
+    shared: &Shared<'_>,
+    graph: &Graph,
+    scope: Scope,
+    (first, steps): (&str, usize),
+    counts: Counts,
+) -> Machine {
     let definition = serde_json::to_string(graph).unwrap_or_default();
     let hash = content_hash(definition.as_bytes());
     let name = match scope {
@@ -266,7 +272,8 @@ impl Emitter<'_, '_> {
         }
         let skip_name = self.target(&skip, &run);
         if !guards.is_empty() {
-            let matches = |label: &String| Test::Matches { variable: "$.up.bad", string_matches: format!("*,{label},*") };
+            let matches =
+                |label: &String| Test::Matches { variable: "$.up.bad", string_matches: format!("*,{label},*") };
             let test = Test::Any { or: guards.into_iter().map(matches).collect() };
             run = self.choose(&format!("{label}: may it start"), test, skip_name.clone(), run, out);
         }
@@ -322,7 +329,10 @@ impl Emitter<'_, '_> {
             let mut result = Vec::new();
             if around.dirty {
                 let prior = |field: &str| Template::expression(format!("$.s.{field}"));
-                fields.push(("prior", Template::Object(vec![("failed", prior("failed")), ("skipped", prior("skipped"))])));
+                fields.push((
+                    "prior",
+                    Template::Object(vec![("failed", prior("failed")), ("skipped", prior("skipped"))]),
+                ));
                 failed.insert(0, "$[0].prior.failed".into());
                 skipped.insert(0, "$[0].prior.skipped".into());
                 result.push(("new", join(&new)));
@@ -363,7 +373,8 @@ impl Emitter<'_, '_> {
         let mut keep = (None, ResultPath::Discard);
         if self.shared.tracks() {
             let field = |field: &str| Template::expression(format!("$.Output.s.{field}"));
-            let fields = vec![("failed", field("failed")), ("skipped", field("skipped")), ("signal", status("skipped"))];
+            let fields =
+                vec![("failed", field("failed")), ("skipped", field("skipped")), ("signal", status("skipped"))];
             keep = (Some(Template::Object(fields)), S);
         }
         let state = self.start_machine(child, keep, then);
@@ -374,7 +385,8 @@ impl Emitter<'_, '_> {
     /// A state that starts a machine and waits for its end.
     fn start_machine(&mut self, child: Machine, keep: (Option<Template>, ResultPath), then: Then) -> State {
         let account = &self.shared.options.account;
-        let arn = format!("arn:{}:states:{}:{}:stateMachine:{}", account.partition, account.region, account.id, child.name);
+        let arn =
+            format!("arn:{}:states:{}:{}:stateMachine:{}", account.partition, account.region, account.id, child.name);
         // Parts of equal content are one machine.
         if self.machines.iter().all(|machine| machine.name != child.name) {
             self.machines.push(child);
@@ -391,7 +403,11 @@ impl Emitter<'_, '_> {
             input.push(("up", Template::expression("$.up")));
         }
         let retry = infrastructure(
-            vec!["StepFunctions.ExecutionLimitExceededException", "StepFunctions.SdkClientException", "StepFunctions.SfnException"],
+            vec![
+                "StepFunctions.ExecutionLimitExceededException",
+                "StepFunctions.SdkClientException",
+                "StepFunctions.SfnException",
+            ],
             self.shared.options.infrastructure_retries,
             60,
         );
@@ -431,7 +447,15 @@ impl Emitter<'_, '_> {
     }
 
     /// Says that a part is over and tells who waits for it.
-    fn tell(&mut self, source: &str, edges: &[usize], status: Status, verb: &str, then: &Then, out: &mut Out) -> String {
+    fn tell(
+        &mut self,
+        source: &str,
+        edges: &[usize],
+        status: Status,
+        verb: &str,
+        then: &Then,
+        out: &mut Out,
+    ) -> String {
         let after = if let [edge] = edges {
             self.tell_one(*edge, status, verb, then, out)
         } else {
@@ -558,7 +582,11 @@ fn status(status: &str) -> Template {
 }
 
 fn clean() -> Template {
-    Template::Object(vec![("failed", Template::text("")), ("skipped", Template::text("")), ("signal", status("completed"))])
+    Template::Object(vec![
+        ("failed", Template::text("")),
+        ("skipped", Template::text("")),
+        ("signal", status("completed")),
+    ])
 }
 
 fn join(paths: &[String]) -> Template {
@@ -577,7 +605,6 @@ fn not_completed((list, labels): (&str, &str), then: Then) -> State {
 }
 
 fn all_empty(paths: &[&'static str]) -> Test {
-    let mut tests: Vec<Test> =
-        paths.iter().map(|variable| Test::Equals { variable, string_equals: "" }).collect();
+    let mut tests: Vec<Test> = paths.iter().map(|variable| Test::Equals { variable, string_equals: "" }).collect();
     if tests.len() == 1 { tests.remove(0) } else { Test::All { and: tests } }
 }

@@ -59,8 +59,7 @@ impl Reduced {
             ancestors[at * words..(at + 1) * words].copy_from_slice(&row);
         }
         let descendant_count = column_sums(&ancestors, words, count);
-        let has_concurrent =
-            (0..count).map(|at| ancestor_count[at] + descendant_count[at] + 1 < count).collect();
+        let has_concurrent = (0..count).map(|at| ancestor_count[at] + descendant_count[at] + 1 < count).collect();
         Self { steps, preds, succs, has_concurrent }
     }
 }

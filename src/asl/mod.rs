@@ -165,7 +165,13 @@ impl<'a> Analysis<'a> {
         let tree = decompose::decompose(&graph, &seconds, options.synchronization, budget);
         if tree.depth > limits::TREE_DEPTH {
             let (limit, actual) = (limits::TREE_DEPTH.into(), tree.depth.into());
-            return Err(AslError::Limit { step: None, what: "branches inside each other", unit: "levels", limit, actual });
+            return Err(AslError::Limit {
+                step: None,
+                what: "branches inside each other",
+                unit: "levels",
+                limit,
+                actual,
+            });
         }
         let labels: Vec<String> = steps.iter().map(|step| label(&step.name)).collect();
         // A step without upstreams starts with the run, unless a barrier holds it back.
@@ -188,7 +194,19 @@ impl<'a> Analysis<'a> {
         let name = options.name.clone().unwrap_or_else(|| machine_name(&plan.pipeline, limits::NAME_CHARACTERS));
         let edges = graph.preds.iter().map(Vec::len).sum();
         Ok(Self {
-            steps, labels, names, edges, ready, tree, asks_for_stop, ends, seconds, durations_known, critical_path, sizes, name,
+            steps,
+            labels,
+            names,
+            edges,
+            ready,
+            tree,
+            asks_for_stop,
+            ends,
+            seconds,
+            durations_known,
+            critical_path,
+            sizes,
+            name,
         })
     }
 
@@ -254,7 +272,8 @@ impl<'a> Analysis<'a> {
 
 /// For each wait the pairs of a waiting step and a step that it does not directly depend on.
 fn wait_pairs(tree: &decompose::Decomposition) -> Vec<usize> {
-    let direct = |then: u32, first: &[u32]| tree.guards[then as usize].iter().filter(|pred| first.contains(pred)).count();
+    let direct =
+        |then: u32, first: &[u32]| tree.guards[then as usize].iter().filter(|pred| first.contains(pred)).count();
     let pairs = |wait: &barrier::Wait| {
         let all = wait.first.len() * wait.then.len();
         all - wait.then.iter().map(|&then| direct(then, &wait.first)).sum::<usize>()

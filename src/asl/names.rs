@@ -33,7 +33,8 @@ pub fn label(name: &str) -> String {
 /// Part of a machine's name: no whitespace, no special characters.
 #[must_use]
 pub fn machine_name(text: &str, room: usize) -> String {
-    let kept: String = text.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' }).collect();
+    let kept: String =
+        text.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' }).collect();
     let kept = if kept.is_empty() { "pipeline".to_owned() } else { kept };
     if kept.len() <= room && kept == text {
         return kept;

@@ -276,7 +276,10 @@ impl AslOptions {
             return refuse("steps", format!("steps: there is no step `{unknown}`"));
         }
         if !(0.0..=1.0).contains(&self.auto_threshold) {
-            return refuse("auto_threshold", format!("auto_threshold must lie between 0 and 1, got {}", self.auto_threshold));
+            return refuse(
+                "auto_threshold",
+                format!("auto_threshold must lie between 0 and 1, got {}", self.auto_threshold),
+            );
         }
         if !(1..=super::limits::SECONDS).contains(&self.recheck_seconds) {
             return refuse("recheck_seconds", "recheck_seconds must lie between 1 and 99999999".into());
@@ -287,7 +290,10 @@ impl AslOptions {
         if let Some(name) = &self.name {
             let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
             if name.is_empty() || name.len() > super::limits::NAME_CHARACTERS || !name.chars().all(allowed) {
-                return refuse("name", format!("name must have 1 to 80 letters, digits, `-`, `_` or `.`, got `{name}`"));
+                return refuse(
+                    "name",
+                    format!("name must have 1 to 80 letters, digits, `-`, `_` or `.`, got `{name}`"),
+                );
             }
         }
         let limits = self.limits;
@@ -304,7 +310,10 @@ impl AslOptions {
             // The prefix stands inside an intrinsic function, where braces and quotes mean something.
             let plain = |c: char| c.is_ascii_alphanumeric() || "/-_.=".contains(c);
             if store.prefix.starts_with('/') || store.prefix.ends_with('/') || !store.prefix.chars().all(plain) {
-                return refuse("signals.prefix", "signals.prefix takes letters, digits and `/-_.=`, no `/` at its ends".into());
+                return refuse(
+                    "signals.prefix",
+                    "signals.prefix takes letters, digits and `/-_.=`, no `/` at its ends".into(),
+                );
             }
         }
         Ok(())

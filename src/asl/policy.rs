@@ -19,8 +19,11 @@ pub struct Uses {
 /// The policy document for the role that the machines run as.
 pub fn document(options: &AslOptions, ready: &[Ready], nested: &[String], uses: Uses) -> Value {
     let account = &options.account;
-    let arn = |service: &str, rest: &str| format!("arn:{}:{service}:{}:{}:{rest}", account.partition, account.region, account.id);
-    let definitions: BTreeSet<String> = ready.iter().map(|ready| task_definition_arn(ready.task_definition(), &arn)).collect();
+    let arn = |service: &str, rest: &str| {
+        format!("arn:{}:{service}:{}:{}:{rest}", account.partition, account.region, account.id)
+    };
+    let definitions: BTreeSet<String> =
+        ready.iter().map(|ready| task_definition_arn(ready.task_definition(), &arn)).collect();
     let mut statements = vec![
         json!({"Sid": "RunTasks", "Effect": "Allow", "Action": ["ecs:RunTask"], "Resource": definitions}),
         json!({"Sid": "WatchAndStopTasks", "Effect": "Allow", "Action": ["ecs:StopTask", "ecs:DescribeTasks"], "Resource": ["*"]}),
@@ -68,7 +71,8 @@ pub fn document(options: &AslOptions, ready: &[Ready], nested: &[String], uses: 
 
 /// A definition without a revision means the latest one, so every revision must be allowed.
 fn task_definition_arn(given: &str, arn: &impl Fn(&str, &str) -> String) -> String {
-    let full = if given.starts_with("arn:") { given.to_owned() } else { arn("ecs", &format!("task-definition/{given}")) };
+    let full =
+        if given.starts_with("arn:") { given.to_owned() } else { arn("ecs", &format!("task-definition/{given}")) };
     let has_revision = full.rsplit_once("task-definition/").is_some_and(|(_, rest)| rest.contains(':'));
     if has_revision { full } else { format!("{full}:*") }
 }

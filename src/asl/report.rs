@@ -93,7 +93,12 @@ impl std::fmt::Display for Report {
         let Self { steps, edges, events, transitions, .. } = self;
         writeln!(f, "steps               {steps}, {edges} edges after transitive reduction")?;
         let mode = format!("{:?}", self.synchronization).to_lowercase();
-        writeln!(f, "synchronization     {mode}: {} token edges, {} barriers", self.token_edges.len(), self.added_waits.len())?;
+        writeln!(
+            f,
+            "synchronization     {mode}: {} token edges, {} barriers",
+            self.token_edges.len(),
+            self.added_waits.len()
+        )?;
         let known = if self.durations_known { "from earlier runs" } else { "partly or wholly assumed" };
         writeln!(
             f,

@@ -22,9 +22,7 @@ fn pass(part: &Part, start: f64, seconds: &[f64], signalled: &mut [f64]) -> f64 
     let end = match &part.kind {
         Kind::Step(node) => begin + seconds[*node as usize],
         Kind::Junction => begin,
-        Kind::Parallel(parts) => {
-            parts.iter().map(|part| pass(part, begin, seconds, signalled)).fold(begin, f64::max)
-        }
+        Kind::Parallel(parts) => parts.iter().map(|part| pass(part, begin, seconds, signalled)).fold(begin, f64::max),
         Kind::Series(_) | Kind::Barrier(..) | Kind::Nested(_) => {
             part.children().into_iter().fold(begin, |at, part| pass(part, at, seconds, signalled))
         }

@@ -11,7 +11,9 @@
 
 use super::limits::{PARALLEL_EVENTS, PLAIN_EVENTS, REQUEST_EVENTS};
 use super::options::{AslOptions, SignalStore};
-use super::states::{Catcher, Choice, Graph, Parallel, ResultPath, Rule, State, States, Task, Template, Test, Then, quoted};
+use super::states::{
+    Catcher, Choice, Graph, Parallel, ResultPath, Rule, State, States, Task, Template, Test, Then, quoted,
+};
 use super::task::{Scope, infrastructure};
 
 /// Both ends of a token edge, by label.
@@ -97,7 +99,11 @@ impl Signals<'_> {
     /// Goes one way when an object is there, another when it is not.
     pub fn look(&self, rest: &str, there: Then, missing: String) -> Task {
         let mut task = self.request("s3:getObject", vec![("Key", self.key(rest))], there);
-        task.catch.push(Catcher { error_equals: NO_SUCH_KEY.to_vec(), result_path: ResultPath::Discard, next: missing });
+        task.catch.push(Catcher {
+            error_equals: NO_SUCH_KEY.to_vec(),
+            result_path: ResultPath::Discard,
+            next: missing,
+        });
         task
     }
 
@@ -134,7 +140,14 @@ impl Signals<'_> {
     }
 
     /// Tells one waiter. `done` is entered when no one waits. Returns two states in order.
-    pub fn tell(&self, ends: &Ends, names: [String; 2], status: Status, done: String, then: Then) -> [(String, State); 2] {
+    pub fn tell(
+        &self,
+        ends: &Ends,
+        names: [String; 2],
+        status: Status,
+        done: String,
+        then: Then,
+    ) -> [(String, State); 2] {
         let [get_name, send_name] = names;
         let mut get = self.request("s3:getObject", vec![("Key", self.token_key(ends))], Then::Next(send_name.clone()));
         get.catch.push(Catcher {
@@ -167,7 +180,13 @@ impl Signals<'_> {
 
 /// Branches that tell several waiters at once.
 pub fn tell_all(branches: Vec<Graph>, then: Then) -> State {
-    State::Parallel(Parallel { parameters: None, branches, result_selector: None, result_path: ResultPath::Discard, then })
+    State::Parallel(Parallel {
+        parameters: None,
+        branches,
+        result_selector: None,
+        result_path: ResultPath::Discard,
+        then,
+    })
 }
 
 /// A branch from states in order.

@@ -18,11 +18,7 @@ struct Weight {
 
 impl Weight {
     fn and(self, other: Self) -> Self {
-        Self {
-            bytes: self.bytes + other.bytes,
-            events: self.events + other.events,
-            depth: self.depth.max(other.depth),
-        }
+        Self { bytes: self.bytes + other.bytes, events: self.events + other.events, depth: self.depth.max(other.depth) }
     }
 }
 
@@ -34,7 +30,12 @@ const NESTED: Weight = Weight { bytes: 1_100, events: limits::SYNC_EVENTS + limi
 /// Puts parts into machines of their own until each machine keeps `share` of its limits.
 pub fn split(part: Part, shared: &Shared<'_>, share: f64) -> Part {
     let limits = shared.options.limits;
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a fraction of a limit")]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a fraction of a limit"
+    )]
     let part_of = |limit: u64| (limit as f64 * share) as u64;
     let splitter = Splitter {
         shared,
@@ -115,7 +116,13 @@ impl Splitter<'_> {
     }
 
     /// Weighs parts and, where they are too much together, puts runs of neighbours into machines of their own.
-    fn group(&self, parts: Vec<Part>, own: Weight, width: usize, make: &dyn Fn(Vec<Part>) -> Part) -> (Vec<Part>, Weight) {
+    fn group(
+        &self,
+        parts: Vec<Part>,
+        own: Weight,
+        width: usize,
+        make: &dyn Fn(Vec<Part>) -> Part,
+    ) -> (Vec<Part>, Weight) {
         let keeps_pairs = width == usize::MAX && parts.len() == 2;
         let mut weighed: Vec<(Part, Weight)> = parts
             .into_iter()
@@ -198,7 +205,8 @@ impl Splitter<'_> {
         let length = |json: Result<String, serde_json::Error>| json.map_or(0, |json| json.len() as u64);
         let size = length(serde_json::to_string(&parameters)) + length(serde_json::to_string(&retry));
         let stop = self.shared.mode == ExecutionMode::StopOnFailure && self.shared.asks_for_stop[at];
-        let guards: u64 = self.shared.guards[at].iter().map(|&pred| 60 + self.shared.labels[pred as usize].len() as u64).sum();
+        let guards: u64 =
+            self.shared.guards[at].iter().map(|&pred| 60 + self.shared.labels[pred as usize].len() as u64).sum();
         let around = 200 + 2 * label.len() as u64;
         let tracked = if self.tracks { BYTES_OF_STATUS + 4 * label.len() as u64 } else { 0 };
         Weight {

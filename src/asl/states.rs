@@ -2,8 +2,8 @@
 //!
 //! Order of fields and states is the order of the code, so equal input gives equal bytes.
 
-use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 use serde::Serialize as Derive;
+use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 
 /// A machine or a branch: named states, in order.
 #[derive(Debug, Clone, PartialEq, Derive)]

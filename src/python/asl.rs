@@ -40,11 +40,7 @@ pub(super) fn draw_asl(
 
 /// See `_native.pyi`.
 #[pyfunction]
-pub(super) fn asl_report(
-    py: Python<'_>,
-    plan: &Bound<'_, PyAny>,
-    options: &Bound<'_, PyAny>,
-) -> PyResult<String> {
+pub(super) fn asl_report(py: Python<'_>, plan: &Bound<'_, PyAny>, options: &Bound<'_, PyAny>) -> PyResult<String> {
     let (plan, options) = input(py, plan, options)?;
     let compiled = py.detach(|| asl::compile(&plan, &options)).map_err(|error| asl_error(py, &error))?;
     Ok(compiled.report.to_string())

@@ -26,7 +26,9 @@ pub(super) fn docker_error(py: Python<'_>, error: &DockerError) -> PyErr {
 pub(super) fn asl_error(py: Python<'_>, error: &AslError) -> PyErr {
     let message = error.to_string();
     match error {
-        AslError::Limit { step, limit, actual, .. } => raise(py, "AslLimitError", (message, *limit, *actual, step.clone())),
+        AslError::Limit { step, limit, actual, .. } => {
+            raise(py, "AslLimitError", (message, *limit, *actual, step.clone()))
+        }
         AslError::Option { step, field, .. } => raise(py, "AslError", (message, step.clone(), field.clone())),
         AslError::Resources { step, .. } => raise(py, "AslError", (message, Some(step.clone()), "resources")),
         AslError::Empty => raise(py, "AslError", (message, None::<String>, "steps")),

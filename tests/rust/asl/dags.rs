@@ -76,7 +76,8 @@ pub fn dag(family: &str, random: &mut Random, size: usize) -> Dag {
         "n" => {
             for _ in 0..(size / 4).max(1) {
                 let first = preds.len();
-                let entry: Vec<usize> = if first > 0 && random.chance(50) { vec![random.range(0, first - 1)] } else { vec![] };
+                let entry: Vec<usize> =
+                    if first > 0 && random.chance(50) { vec![random.range(0, first - 1)] } else { vec![] };
                 preds.extend([entry.clone(), entry, vec![first], vec![first, first + 1]]);
             }
         }

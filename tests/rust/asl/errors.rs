@@ -15,7 +15,9 @@ fn missing_and_wrong_settings_say_what_to_set() {
     let error = compile(&one, &AslOptions::default()).unwrap_err();
     assert_eq!(error.to_string(), "step `a`: has no cluster; set task.cluster or steps.a.cluster");
     assert_eq!(compile(&plan("[]"), &AslOptions::default()), Err(AslError::Empty));
-    let n = plan(r#"[{"name": "a"}, {"name": "b"}, {"name": "c", "upstream": ["a"]}, {"name": "d", "upstream": ["a", "b"]}]"#);
+    let n = plan(
+        r#"[{"name": "a"}, {"name": "b"}, {"name": "c", "upstream": ["a"]}, {"name": "d", "upstream": ["a", "b"]}]"#,
+    );
     let mut without = options(Synchronization::Exact);
     without.signals = None;
     let error = compile(&n, &without).unwrap_err().to_string();
@@ -44,7 +46,9 @@ fn limits_name_the_step() {
         "{error}"
     );
     // 3,000 upstreams that nothing else connects: one step's waits alone exceed a history.
-    let mut steps: Vec<String> = (0..3_000).flat_map(|at| [format!(r#"{{"name": "u{at}"}}"#), format!(r#"{{"name": "o{at}", "upstream": ["u{at}"]}}"#)]).collect();
+    let mut steps: Vec<String> = (0..3_000)
+        .flat_map(|at| [format!(r#"{{"name": "u{at}"}}"#), format!(r#"{{"name": "o{at}", "upstream": ["u{at}"]}}"#)])
+        .collect();
     let upstream: Vec<String> = (0..3_000).map(|at| format!(r#""u{at}""#)).collect();
     steps.push(format!(r#"{{"name": "hub", "upstream": [{}]}}"#, upstream.join(", ")));
     let hub = plan(&format!("[{}]", steps.join(",")));
@@ -77,7 +81,11 @@ fn fargate_sizes_are_the_nearest_that_hold_the_request() {
         for mib in [0, 512, 513, 5_000, 30_721, 61_441, 122_880] {
             let (units, memory) = size(cpu, mib).expect("fits");
             assert!(u64::from(units) * 1_000 >= cpu * 1_024 && u64::from(memory) >= mib);
-            assert!(fargate::TABLE.iter().any(|row| row.cpu_units == units && (row.memory_from..=row.memory_to).contains(&memory)));
+            assert!(
+                fargate::TABLE
+                    .iter()
+                    .any(|row| row.cpu_units == units && (row.memory_from..=row.memory_to).contains(&memory))
+            );
         }
     }
     let rounded = fit(1_000, 2_000, 0).expect("fits");

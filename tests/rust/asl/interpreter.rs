@@ -206,7 +206,8 @@ impl<'a> Interpreter<'a> {
             }
             "Succeed" => self.finish(id, input),
             "Fail" => {
-                let cause = lookup(state["CausePath"].as_str().expect("CausePath"), &input, &Value::Null).expect("cause");
+                let cause =
+                    lookup(state["CausePath"].as_str().expect("CausePath"), &input, &Value::Null).expect("cause");
                 let error = state["Error"].as_str().expect("Error").to_owned();
                 self.fail(id, error, cause.as_str().expect("a string").to_owned());
             }
@@ -338,7 +339,9 @@ impl<'a> Interpreter<'a> {
         }
         let listed = |clause: &Value| {
             clause["ErrorEquals"].as_array().expect("ErrorEquals").iter().any(|name| {
-                name == &Value::from(error.as_str()) || name == "States.ALL" || (name == "States.TaskFailed" && error != "States.Timeout")
+                name == &Value::from(error.as_str())
+                    || name == "States.ALL"
+                    || (name == "States.TaskFailed" && error != "States.Timeout")
             })
         };
         let retriers = state.get("Retry").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);

@@ -9,10 +9,12 @@ use step_engine::plan::Plan;
 use super::interpreter::{End, Interpreter, What, World};
 use super::{definitions, options, root_arn};
 
-const N: &str = r#"[{"name": "a"}, {"name": "b"}, {"name": "c", "upstream": ["a"]}, {"name": "d", "upstream": ["a", "b"]}]"#;
+const N: &str =
+    r#"[{"name": "a"}, {"name": "b"}, {"name": "c", "upstream": ["a"]}, {"name": "d", "upstream": ["a", "b"]}]"#;
 
 fn plan(mode: &str, steps: &str) -> Plan {
-    Plan::from_json(&format!(r#"{{"pipeline": "training", "execution_mode": "{mode}", "steps": {steps}}}"#)).expect("a plan")
+    Plan::from_json(&format!(r#"{{"pipeline": "training", "execution_mode": "{mode}", "steps": {steps}}}"#))
+        .expect("a plan")
 }
 
 fn definition(mode: &str, steps: &str, way: Synchronization) -> Value {
@@ -26,7 +28,10 @@ fn definitions_of_named_shapes() {
         "retry": {"max_retries": 2, "delay_seconds": 1.5, "backoff": 0}}]"#;
     let diamond = r#"[{"name": "a"}, {"name": "b", "upstream": ["a"]}, {"name": "c", "upstream": ["a"]}, {"name": "d", "upstream": ["b", "c"]}]"#;
     insta::assert_json_snapshot!("chain_fail_fast", definition("fail_fast", chain, Synchronization::Exact));
-    insta::assert_json_snapshot!("diamond_continue", definition("continue_on_failure", diamond, Synchronization::Exact));
+    insta::assert_json_snapshot!(
+        "diamond_continue",
+        definition("continue_on_failure", diamond, Synchronization::Exact)
+    );
     insta::assert_json_snapshot!("n_fail_fast", definition("fail_fast", N, Synchronization::Exact));
     insta::assert_json_snapshot!("n_continue", definition("continue_on_failure", N, Synchronization::Exact));
     insta::assert_json_snapshot!("n_stop", definition("stop_on_failure", N, Synchronization::Exact));
@@ -35,7 +40,9 @@ fn definitions_of_named_shapes() {
 
 #[test]
 fn few_token_edges() {
-    let edges = |steps: &str| compile(&plan("fail_fast", steps), &options(Synchronization::Exact)).expect("compiles").report.token_edges.len();
+    let edges = |steps: &str| {
+        compile(&plan("fail_fast", steps), &options(Synchronization::Exact)).expect("compiles").report.token_edges.len()
+    };
     assert_eq!(edges(N), 1, "the N needs one");
     // Many-to-many is series-parallel.
     let all = r#"[{"name": "a"}, {"name": "b"}, {"name": "c", "upstream": ["a", "b"]}, {"name": "d", "upstream": ["a", "b"]}]"#;
@@ -57,7 +64,8 @@ fn few_token_edges() {
 
 #[test]
 fn declaration_order_run_and_snapshot_change_no_byte() {
-    let shuffled = r#"[{"name": "d", "upstream": ["b", "a"]}, {"name": "c", "upstream": ["a"]}, {"name": "b"}, {"name": "a"}]"#;
+    let shuffled =
+        r#"[{"name": "d", "upstream": ["b", "a"]}, {"name": "c", "upstream": ["a"]}, {"name": "b"}, {"name": "a"}]"#;
     let mut other = plan("continue_on_failure", shuffled);
     other.run_id = "another run".into();
     let first = compile(&plan("continue_on_failure", N), &options(Synchronization::Exact)).expect("compiles");
@@ -117,7 +125,8 @@ fn retries_follow_the_step_and_spare_what_is_hopeless() {
     assert_eq!(starts(&trace), [0, 3_000, 10_000, 29_000], "waits of 2, 6 and 18 seconds");
     let (_, trace) = run(&step(r#"{"max_retries": 2, "delay_seconds": 2, "backoff": 0}"#, ""), &failing);
     assert_eq!(starts(&trace), [0, 3_000, 6_000], "a backoff of 0 is 1");
-    let (_, trace) = run(&step(r#"{"max_retries": 3}"#, ""), &HashMap::from([("a", vec!["ECS.AccessDeniedException"; 9])]));
+    let (_, trace) =
+        run(&step(r#"{"max_retries": 3}"#, ""), &HashMap::from([("a", vec!["ECS.AccessDeniedException"; 9])]));
     assert_eq!(starts(&trace).len(), 1, "no right, no retry");
     let (end, trace) = run(&step("{}", ""), &HashMap::from([("a", vec!["ECS.AmazonECSException"; 5])]));
     assert!(matches!(end, End::Succeeded(_)), "throttling is retried without retries of the step's own");
@@ -126,9 +135,15 @@ fn retries_follow_the_step_and_spare_what_is_hopeless() {
         &step(r#"{"max_retries": 1}"#, ""),
         &HashMap::from([("a", vec!["ECS.ServerException", "States.TaskFailed", "AmazonECS.Unknown"])]),
     );
-    assert!(matches!(end, End::Succeeded(_)), "infrastructure errors take nothing from the step's own retries: {end:?}");
+    assert!(
+        matches!(end, End::Succeeded(_)),
+        "infrastructure errors take nothing from the step's own retries: {end:?}"
+    );
     assert_eq!(starts(&trace).len(), 4);
-    let (end, trace) = run(&step(r#"{"max_retries": 1, "delay_seconds": 5}"#, r#", "timeout_seconds": 10"#), &HashMap::from([("a", vec!["hang"])]));
+    let (end, trace) = run(
+        &step(r#"{"max_retries": 1, "delay_seconds": 5}"#, r#", "timeout_seconds": 10"#),
+        &HashMap::from([("a", vec!["hang"])]),
+    );
     assert!(matches!(end, End::Succeeded(_)), "{end:?}");
     assert_eq!(starts(&trace), [0, 15_000], "a timeout is an attempt");
 }
@@ -172,7 +187,15 @@ fn the_policy_names_what_is_called_and_no_more() {
     let chain = plan("continue_on_failure", r#"[{"name": "a"}, {"name": "b", "upstream": ["a"]}]"#);
     assert_eq!(sids(&chain, &with), ["RunTasks", "WatchAndStopTasks", "PassTaskRoles", "ManagedRules"]);
     let n = plan("continue_on_failure", N);
-    let all = ["RunTasks", "WatchAndStopTasks", "PassTaskRoles", "ExchangeSignals", "SeeMissingSignals", "ReleaseWaiters", "ManagedRules"];
+    let all = [
+        "RunTasks",
+        "WatchAndStopTasks",
+        "PassTaskRoles",
+        "ExchangeSignals",
+        "SeeMissingSignals",
+        "ReleaseWaiters",
+        "ManagedRules",
+    ];
     assert_eq!(sids(&n, &with), all);
     let mut barrier = with.clone();
     barrier.synchronization = Synchronization::Barrier;
@@ -201,7 +224,9 @@ fn five_thousand_steps_become_machines_that_keep_every_limit() {
                 format!(r#"{{"name": "g{group}_c", "upstream": ["g{group}_a"]}}"#),
                 format!(r#"{{"name": "g{group}_d", "upstream": ["g{group}_a", "g{group}_b"]}}"#),
             ];
-            steps.extend((0..5).map(|at| format!(r#"{{"name": "g{group}_{at}", "upstream": ["g{group}_c", "g{group}_d"]}}"#)));
+            steps.extend(
+                (0..5).map(|at| format!(r#"{{"name": "g{group}_{at}", "upstream": ["g{group}_c", "g{group}_d"]}}"#)),
+            );
             let all = (0..5).map(|at| format!(r#""g{group}_{at}""#)).collect::<Vec<_>>().join(", ");
             steps.push(format!(r#"{{"name": "g{group}_end", "upstream": [{all}]}}"#));
             steps

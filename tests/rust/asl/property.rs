@@ -120,12 +120,21 @@ fn summary(case: &Case, interpreter: Interpreter<'_>) -> Ran {
             What::Started => {
                 for pred in &case.dag[at] {
                     let done = ran.completed.get(pred);
-                    assert!(done.is_some_and(|&done| done <= trace.at), "seed {seed}: {at} started before {pred} completed");
+                    assert!(
+                        done.is_some_and(|&done| done <= trace.at),
+                        "seed {seed}: {at} started before {pred} completed"
+                    );
                 }
                 let again = ran.started.insert(at, trace.at).is_some();
-                assert!(!again || ran.stopped.contains(&at) || ran.failed.contains_key(&at), "seed {seed}: {at} started twice: {:?}", interpreter.trace.iter().filter(|t| index(&t.step) == at).collect::<Vec<_>>());
+                assert!(
+                    !again || ran.stopped.contains(&at) || ran.failed.contains_key(&at),
+                    "seed {seed}: {at} started twice: {:?}",
+                    interpreter.trace.iter().filter(|t| index(&t.step) == at).collect::<Vec<_>>()
+                );
             }
-            What::Completed => assert!(ran.completed.insert(at, trace.at).is_none(), "seed {seed}: {at} completed twice"),
+            What::Completed => {
+                assert!(ran.completed.insert(at, trace.at).is_none(), "seed {seed}: {at} completed twice")
+            }
             What::Failed(_) => drop(ran.failed.insert(at, trace.at)),
             What::Stopped => drop(ran.stopped.insert(at)),
         }
@@ -150,7 +159,10 @@ fn lists(ran: &Ran) -> (BTreeSet<usize>, BTreeSet<usize>) {
             assert_eq!(error, "StepEngine.StepsFailed");
             let (failed, skipped) = parse_cause(cause).expect("a list");
             let all = failed.len() + skipped.len();
-            let sets = (failed.iter().map(|s| index(s)).collect::<BTreeSet<_>>(), skipped.iter().map(|s| index(s)).collect::<BTreeSet<_>>());
+            let sets = (
+                failed.iter().map(|s| index(s)).collect::<BTreeSet<_>>(),
+                skipped.iter().map(|s| index(s)).collect::<BTreeSet<_>>(),
+            );
             assert_eq!(sets.0.len() + sets.1.len(), all, "no step is listed twice: {cause}");
             sets
         }

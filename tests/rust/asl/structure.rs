@@ -51,7 +51,11 @@ fn graph<'a>(graph: &'a Value, names: &mut HashSet<&'a str>, depth: usize) {
             within("IntervalSeconds", 1.0, 99_999_999.0);
             within("MaxAttempts", 0.0, 99_999_999.0);
             within("BackoffRate", 1.0, f64::MAX);
-            within("MaxDelaySeconds", clause.get("IntervalSeconds").and_then(Value::as_f64).unwrap_or(0.0) + 1.0, 31_622_400.0);
+            within(
+                "MaxDelaySeconds",
+                clause.get("IntervalSeconds").and_then(Value::as_f64).unwrap_or(0.0) + 1.0,
+                31_622_400.0,
+            );
         }
         if let Some(seconds) = state.get("TimeoutSeconds") {
             assert!((1..=99_999_999).contains(&seconds.as_u64().expect("a whole number")), "TimeoutSeconds {seconds}");
@@ -88,7 +92,10 @@ fn expressions(template: Option<&Value>) {
         Some(Value::Object(fields)) => {
             for (key, value) in fields {
                 let Some(_) = key.strip_suffix(".$") else {
-                    assert!(value.as_str().is_none_or(|text| !text.starts_with("$.") && !text.starts_with("$$")), "{key}: {value}");
+                    assert!(
+                        value.as_str().is_none_or(|text| !text.starts_with("$.") && !text.starts_with("$$")),
+                        "{key}: {value}"
+                    );
                     expressions(Some(value));
                     continue;
                 };
