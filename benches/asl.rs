@@ -2,6 +2,7 @@
 //!
 //! `cargo bench --no-default-features --bench asl`. Level barriers, the way of other compilers to Step Functions, stand here only, as the
 //! peer to compare with.
+#![expect(clippy::expect_used, clippy::type_complexity, reason = "a benchmark")]
 
 use std::fmt::Write as _;
 use std::hint::black_box;

@@ -43,7 +43,12 @@ pub fn split(decomposer: &mut Decomposer<'_>, nodes: &[u32]) -> Part {
     // Equal finishes stay together, unless all are equal: then the front is what the topological order puts first.
     let boundary = |at: &usize| finishes[order[*at - 1]] < finishes[order[*at]];
     let cost = |at: usize| finishes[order[at - 1]] + rest[at];
-    let best = (1..nodes.len()).filter(boundary).min_by(|&a, &b| cost(a).total_cmp(&cost(b)));
+    let least = (1..nodes.len()).filter(boundary).map(cost).fold(f64::INFINITY, f64::min);
+    // Of the cheapest the most even one, else large parts are peeled layer by layer and the tree becomes as deep as they are long.
+    // In a large part a thousandth more counts as equal.
+    let slack = if nodes.len() > 64 { 1.001 } else { 1.0 };
+    let uneven = |at: usize| at.abs_diff(nodes.len() / 2);
+    let best = (1..nodes.len()).filter(boundary).filter(|&at| cost(at) <= least * slack).min_by_key(|&at| uneven(at));
     let length = best.unwrap_or(nodes.len() / 2);
     let front = {
         let mut front: Vec<u32> = order[..length].iter().map(|&at| nodes[at]).collect();

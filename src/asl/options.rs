@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{AslError, limits};
+use super::AslError;
 
 /// Everything that a compilation needs beside the plan. Unknown fields are refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -118,10 +118,10 @@ pub struct MachineLimits {
 impl Default for MachineLimits {
     fn default() -> Self {
         Self {
-            definition_bytes: limits::DEFINITION_BYTES,
-            events: limits::HISTORY_EVENTS * 4 / 5,
-            depth: limits::PARALLEL_DEPTH,
-            branches: limits::PARALLEL_BRANCHES,
+            definition_bytes: super::limits::DEFINITION_BYTES,
+            events: super::limits::HISTORY_EVENTS * 4 / 5,
+            depth: super::limits::PARALLEL_DEPTH,
+            branches: super::limits::PARALLEL_BRANCHES,
         }
     }
 }
@@ -281,15 +281,15 @@ impl AslOptions {
                 format!("auto_threshold must lie between 0 and 1, got {}", self.auto_threshold),
             );
         }
-        if !(1..=limits::SECONDS).contains(&self.recheck_seconds) {
+        if !(1..=super::limits::SECONDS).contains(&self.recheck_seconds) {
             return refuse("recheck_seconds", "recheck_seconds must lie between 1 and 99999999".into());
         }
-        if self.timeout_seconds.is_some_and(|seconds| !(1..=limits::SECONDS).contains(&seconds)) {
+        if self.timeout_seconds.is_some_and(|seconds| !(1..=super::limits::SECONDS).contains(&seconds)) {
             return refuse("timeout_seconds", "timeout_seconds must lie between 1 and 99999999".into());
         }
         if let Some(name) = &self.name {
             let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            if name.is_empty() || name.len() > limits::NAME_CHARACTERS || !name.chars().all(allowed) {
+            if name.is_empty() || name.len() > super::limits::NAME_CHARACTERS || !name.chars().all(allowed) {
                 return refuse(
                     "name",
                     format!("name must have 1 to 80 letters, digits, `-`, `_` or `.`, got `{name}`"),
@@ -297,7 +297,7 @@ impl AslOptions {
             }
         }
         let limits = self.limits;
-        if limits.definition_bytes > limits::DEFINITION_BYTES || limits.events > limits::HISTORY_EVENTS {
+        if limits.definition_bytes > super::limits::DEFINITION_BYTES || limits.events > super::limits::HISTORY_EVENTS {
             return refuse("limits", "limits must not exceed the service's own: 1048576 bytes, 25000 events".into());
         }
         if limits.depth < 2 || limits.branches < 2 {

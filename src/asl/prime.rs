@@ -13,6 +13,9 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use super::decompose::{Decomposer, Local};
 use super::tree::{Kind, Part};
 
+/// An edge with its rating, least first.
+type Rival = Reverse<((bool, usize), usize, usize)>;
+
 /// Decomposes a prime part with token edges.
 pub fn with_tokens(decomposer: &mut Decomposer<'_>, nodes: &[u32]) -> Part {
     let local = Local::new(nodes);
@@ -124,11 +127,9 @@ impl Core {
                 continue;
             }
             let current = self.rating(from, to);
-            if current != rating {
-                if current > rating {
-                    rivals.push(Reverse((current, from, to)));
-                    continue;
-                }
+            if current > rating {
+                rivals.push(Reverse((current, from, to)));
+                continue;
             }
             self.unlink(from, to);
             if let Some(part) = &mut self.parts[from] {
@@ -149,7 +150,7 @@ impl Core {
         (out < 2 || into < 2, out + into)
     }
 
-    fn rate_edges_of(&self, node: usize, rivals: &mut BinaryHeap<Reverse<((bool, usize), usize, usize)>>) {
+    fn rate_edges_of(&self, node: usize, rivals: &mut BinaryHeap<Rival>) {
         rivals.extend(self.succs[node].iter().map(|&to| Reverse((self.rating(node, to), node, to))));
         rivals.extend(self.preds[node].iter().map(|&from| Reverse((self.rating(from, node), from, node))));
     }

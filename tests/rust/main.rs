@@ -1,5 +1,5 @@
 //! One test binary for the crate's public interface.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::type_complexity, reason = "a test may panic")]
 
 mod asl;
 #[cfg(feature = "docker")]

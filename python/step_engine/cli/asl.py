@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -95,9 +96,11 @@ def _source(source: str, config: str | None) -> tuple[dict[str, Any], dict[str, 
     module, colon, pipeline = source.rpartition(":")
     if colon and module.endswith(".py"):
         # Only this package knows ZenML.
-        from orchestrator.preview import preview
+        # What ZenML has to say must not end up in the machine.
+        with contextlib.redirect_stdout(sys.stderr):
+            from orchestrator.preview import preview
 
-        return preview(module, pipeline, config)
+            return preview(module, pipeline, config)
     return _json(source), {}
 
 

@@ -1,0 +1,125 @@
+"""Compiled machines executed by moto's interpreter and read by statelint."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+pytest.importorskip("moto", reason="pip install 'moto[stepfunctions,s3,iam]==5.2.5'")
+import sys
+from pathlib import Path
+
+from step_engine import asl_report, compile_asl, draw_asl, errors
+
+sys.path.insert(0, str(Path(__file__).parent))
+from interpreter import Run, execute
+
+OPTIONS = {
+    "signals": {"bucket": "bucket"},
+    "task": {
+        "cluster": "c",
+        "task_definition": "t:1",
+        "container": "main",
+        "launch_type": "FARGATE",
+        "command": ["run", {"input": "snapshot_id"}],
+    },
+}
+N = {"a": [], "b": [], "c": ["a"], "d": ["a", "b"]}
+MODES = ["fail_fast", "stop_on_failure", "continue_on_failure"]
+
+
+def compiled(dag: dict[str, list[str]], mode: str = "continue_on_failure", way: str = "exact") -> dict:
+    steps = [{"name": name, "upstream": upstream} for name, upstream in dag.items()]
+    plan = {"pipeline": "p", "execution_mode": mode, "steps": steps}
+    return compile_asl(plan, {**OPTIONS, "synchronization": way})
+
+
+def keeps_order(dag: dict[str, list[str]], run: Run) -> None:
+    for step, upstream in dag.items():
+        for up in upstream:
+            if step in run.started:
+                assert run.ended[up] <= run.started[step], f"{step} started before {up} ended"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "seconds",
+    [{"a": 0.2, "b": 0.8, "c": 0.8}, {"a": 0.8, "b": 0.2, "c": 0.2}, {"a": 0.0, "b": 0.8, "c": 0.8}],
+    ids=["waiter is late", "waiter is early", "upstream is over at once"],
+)
+def test_the_n_graph_in_every_order_of_arrival(mode: str, seconds: dict[str, float]) -> None:
+    run = execute(compiled(N, mode), seconds)
+    assert (run.status, set(run.started)) == ("SUCCEEDED", set(N)), run.cause
+    keeps_order(N, run)
+
+
+def random_dag(seed: int) -> dict[str, list[str]]:
+    source = random.Random(seed)
+    names = [f"s{at}" for at in range(source.randint(3, 8))]
+    return {name: [up for up in names[:at] if source.random() < 0.35] for at, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_machines_end_as_their_mode_says(seed: int) -> None:
+    dag, source = random_dag(seed), random.Random(seed + 1000)
+    mode, way = MODES[seed % 3], ["exact", "exact", "barrier", "auto"][seed % 4]
+    fails = {source.choice(list(dag))} if seed % 2 else set()
+    run = execute(compiled(dag, mode, way), {name: source.uniform(0.0, 0.1) for name in dag}, fails)
+    keeps_order(dag, run)
+    if not fails:
+        assert (run.status, set(run.started)) == ("SUCCEEDED", set(dag)), run.cause
+        return
+    assert run.status == "FAILED"
+    assert fails <= set(run.started)
+    if mode == "fail_fast":
+        assert run.error == "States.TaskFailed"
+        return
+    lists = json.loads(run.cause or "")
+    failed, skipped = (set(filter(None, lists[field].split(","))) for field in ("failed", "skipped"))
+    assert (failed, skipped) == (fails, set(dag) - set(run.started))
+    if mode == "continue_on_failure":
+        below = set(fails)
+        for step, upstream in dag.items():
+            if below & set(upstream):
+                below.add(step)
+        assert skipped == below - fails
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_machines_inside_machines(mode: str) -> None:
+    dag = {f"s{at}": [f"s{at - 1}"] if at else [] for at in range(6)} | {"t": ["s0"], "u": ["s0", "s3"]}
+    steps = [{"name": name, "upstream": upstream} for name, upstream in dag.items()]
+    options = {**OPTIONS, "account": {"id": "123456789012"}, "limits": {"events": 40}}
+    nested = compile_asl({"pipeline": "p", "execution_mode": mode, "steps": steps}, options)
+    assert len(nested["machines"]) > 1
+    with_machines = {machine["name"] for machine in nested["machines"]}
+    assert len(with_machines) == len(nested["machines"])
+    assert all(machine["events"] <= 40 for machine in nested["machines"])
+
+
+def test_statelint_finds_nothing() -> None:
+    linter = pytest.importorskip("statelint.linter", reason="pip install statelint==3.1.0")
+    for seed in range(40):
+        for mode in MODES:
+            for machine in compiled(random_dag(seed), mode, ["exact", "barrier"][seed % 2])["machines"]:
+                assert linter.Linter.validate(json.loads(machine["definition"])) == []
+
+
+def test_errors_carry_their_numbers() -> None:
+    with pytest.raises(errors.AslLimitError) as limit:
+        compile_asl({"steps": [{"name": "a"}]}, {"task": {**OPTIONS["task"], "command": ["x" * 9000]}})
+    assert (limit.value.limit, limit.value.step) == (8192, "a")
+    assert limit.value.actual > 9000
+    with pytest.raises(errors.AslError, match=r"set signals.bucket"):
+        compile_asl({"steps": [{"name": n, "upstream": u} for n, u in N.items()]}, {"task": OPTIONS["task"]})
+    with pytest.raises(errors.PlanError, match="clutser"):
+        compile_asl({"steps": [{"name": "a"}]}, {"task": {"clutser": "c"}})
+
+
+def test_pictures_and_report() -> None:
+    plan = {"pipeline": "p", "steps": [{"name": n, "upstream": u} for n, u in N.items()]}
+    assert draw_asl(plan, OPTIONS, "mermaid").startswith("flowchart LR")
+    assert draw_asl(plan, OPTIONS, "svg").startswith("<svg")
+    assert "token edge" in asl_report(plan, OPTIONS)
