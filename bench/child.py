@@ -34,7 +34,44 @@ def setup(columns: dict[str, dict[str, str]]) -> dict[str, str]:
     return {"zenml": zenml.__version__}
 
 
-def run(stack: str, work: str, image: str, settings: dict[str, object]) -> dict[str, float]:
+class Attempts:
+    """What the core tells of attempts, overheard between it and the orchestrator."""
+
+    def __init__(self) -> None:
+        import step_engine
+
+        self._kind = step_engine.DockerRun
+        self._launched: dict[str, bool] = {}
+        self.warm_seconds: dict[str, float] = {}
+        step_engine.DockerRun = self._make
+
+    def _make(self, *arguments: object, **options: object) -> "Overheard":
+        return Overheard(self._kind(*arguments, **options), self)
+
+    def note(self, event: dict) -> None:
+        if event["kind"] == "attempt_started":
+            self._launched[event["step"]] = event["details"].get("warm", False)
+        elif event["kind"] == "attempt_ended" and self._launched.get(event["step"]):
+            self.warm_seconds[event["step"]] = event["duration"]
+
+
+class Overheard:
+    """A `DockerRun` whose events are noted."""
+
+    def __init__(self, run: object, attempts: Attempts) -> None:
+        self._run, self._attempts = run, attempts
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._run, name)
+
+    def next_events(self, timeout_seconds: float) -> list[dict]:
+        events = self._run.next_events(timeout_seconds)
+        for event in events:
+            self._attempts.note(event)
+        return events
+
+
+def run(stack: str, work: str, image: str, settings: dict[str, object]) -> dict[str, object]:
     """Runs a work without caching and checks that every step of it completed."""
     from works import STEPS, WORKS
     from zenml.client import Client
@@ -45,6 +82,7 @@ def run(stack: str, work: str, image: str, settings: dict[str, object]) -> dict[
     if settings:
         options["orchestrator"] = settings
     configured = WORKS[work].with_options(enable_cache=False, settings=options)
+    attempts = Attempts()
     begun = time.monotonic()
     response = configured()
     seconds = time.monotonic() - begun
@@ -52,7 +90,7 @@ def run(stack: str, work: str, image: str, settings: dict[str, object]) -> dict[
     statuses = [step.status.value for step in finished.steps.values()]
     if finished.status.value != "completed" or statuses != ["completed"] * STEPS[work]:
         raise SystemExit(f"{work} on {stack} ended as {finished.status.value}: {statuses}")
-    return {"seconds": seconds}
+    return {"seconds": seconds, "warm_seconds": attempts.warm_seconds, "snapshot": str(finished.snapshot.id)}
 
 
 if __name__ == "__main__":

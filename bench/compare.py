@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Runs the same pipelines on ZenML's own `local_docker` and on `my_docker`, in turn, and prints times and ratios.
 
+`my_docker` runs without warm starts (`cold`), with them (`container`, the default) and with `isolation: process`.
+
 One image for all, no caching, no image builds, a ZenML configuration and a source root of its own that are thrown
 away: only the orchestrators differ. A time is that of the pipeline call, from submission to the run's end; `import
 zenml` before it is not counted. Each pair runs every column once, in an order that alternates, so that a drift of the
@@ -27,14 +29,25 @@ BASE = "local_docker"
 # A further column is a further line: a flavor, and settings of its orchestrator.
 COLUMNS: dict[str, dict] = {
     BASE: {"flavor": "local_docker", "settings": {}},
-    "my_docker": {"flavor": "my_docker", "settings": {}},
+    "cold": {"flavor": "my_docker", "settings": {"warm_start": False}},
+    "container": {"flavor": "my_docker", "settings": {}},
+    "process": {"flavor": "my_docker", "settings": {"isolation": "process"}},
 }
-WORKS = ("chain", "fan_out", "tutorial")
+WARM = ("container", "process")
+WORKS = {
+    "chain": "a chain of 8 steps",
+    "fan_out": "a step and 16 that follow it",
+    "tutorial": "the tutorial's three steps",
+    "heavy": "a step of 20 s, then one that imports scikit-learn, pandas and pyarrow",
+    "paced": "10 steps of 8 s in a chain, for the time that is not theirs; warm columns only",
+}
+PACE_SECONDS = 8
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("works", nargs="*", default=list(WORKS), metavar="WORK", help=f"of {', '.join(WORKS)}")
+    listing = "; ".join(f"{name}: {text}" for name, text in WORKS.items())
+    parser.add_argument("works", nargs="*", default=list(WORKS), metavar="WORK", help=listing)
     parser.add_argument("--pairs", type=int, default=3, help="how often every column runs each work (default: 3)")
     parser.add_argument("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS))
     parser.add_argument("--image", help="image with zenml, scikit-learn and pyarrow (default: made from ZenML's own)")
@@ -49,15 +62,25 @@ def main() -> int:
         zenml = bench.child("setup", json.dumps(columns))["zenml"]
         print(describe(zenml, bench.image), flush=True)
         times: dict[str, dict[str, list[float]]] = {}
+        paces: dict[str, list[float]] = {}
         for work in arguments.works:
-            times[work] = {name: [] for name in columns}
+            names = [name for name in columns if work != "paced" or name in WARM]
+            times[work] = {name: [] for name in names}
             for pair in range(arguments.pairs):
-                for name in list(columns) if pair % 2 == 0 else list(reversed(columns)):
-                    seconds = bench.run(name, work, columns[name]["settings"])
-                    times[work][name].append(seconds)
-                    print(f"{work:10} pair {pair + 1}: {name:14} {seconds:7.1f} s", flush=True)
+                for name in names if pair % 2 == 0 else names[::-1]:
+                    answer = bench.run(name, work, columns[name]["settings"])
+                    times[work][name].append(answer["seconds"])
+                    print(f"{work:10} pair {pair + 1}: {name:14} {answer['seconds']:7.1f} s", flush=True)
+                    if work == "paced":
+                        own = [seconds - PACE_SECONDS for seconds in answer["warm_seconds"].values()]
+                        paces.setdefault(name, []).extend(own)
     print()
     print(table(times))
+    for name, seconds in paces.items():
+        print(
+            f"go to outcome of a warm step, without its own {PACE_SECONDS} s: {name:14} "
+            f"median {statistics.median(seconds):.2f} s, at most {max(seconds):.2f} s, of {len(seconds)}"
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": describe(zenml, bench.image), "seconds": times}, indent=2))
     return 0
@@ -75,7 +98,7 @@ class Bench:
         self.image = image
         self._sources = folder / "sources"
         self._sources.mkdir()
-        for name in ("works.py", "child.py"):
+        for name in ("works.py", "heavy.py", "child.py"):
             shutil.copy(ROOT / "bench" / name, self._sources)
         for name in ("pipelines", "steps"):
             shutil.copytree(ROOT / name, self._sources / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -100,8 +123,24 @@ class Bench:
             raise SystemExit(f"{done.stdout}\nThis failed: child.py {' '.join(arguments)}")
         return json.loads(answers[-1].removeprefix(MARK))
 
-    def run(self, stack: str, work: str, settings: dict) -> float:
-        return self.child("run", stack, work, self.image, json.dumps(settings))["seconds"]
+    def run(self, stack: str, work: str, settings: dict) -> dict:
+        answer = self.child("run", stack, work, self.image, json.dumps(settings))
+        if stack == BASE:
+            remove_containers(answer["snapshot"])
+        return answer
+
+
+def remove_containers(snapshot: str) -> None:
+    """Removes the containers that `local_docker` leaves: those whose command names the snapshot."""
+    exited = subprocess.run(
+        ["docker", "ps", "-aq", "--filter", "status=exited"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    form = "{{json .Args}}"
+    for container in exited:
+        # One by one: another may vanish meanwhile.
+        told = subprocess.run(["docker", "inspect", "--format", form, container], capture_output=True, text=True)
+        if snapshot in told.stdout:
+            subprocess.run(["docker", "rm", container], capture_output=True, check=False)
 
 
 def bench_image() -> str:
@@ -110,11 +149,11 @@ def bench_image() -> str:
 
     zenml, python = importlib.metadata.version("zenml"), f"{sys.version_info[0]}.{sys.version_info[1]}"
     parent = f"zenmldocker/zenml:{zenml}-py{python}"
-    probe = ["docker", "run", "--rm", parent, "python", "-c", "import sklearn, pyarrow"]
+    probe = ["docker", "run", "--rm", parent, "python", "-c", "import sklearn, pyarrow, pandas"]
     if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
         return parent
     image = "step-engine-bench"
-    recipe = f"FROM {parent}\nRUN pip install --no-cache-dir scikit-learn pyarrow\nLABEL step-engine.base=1\n"
+    recipe = f"FROM {parent}\nRUN pip install --no-cache-dir scikit-learn pyarrow pandas\nLABEL step-engine.base=1\n"
     build = ["docker", "build", "--quiet", "--network", "host", "--tag", image, "-"]
     if subprocess.run(build, input=recipe.encode(), stdout=subprocess.DEVNULL, check=False).returncode:
         raise SystemExit("The image of the benchmark could not be built: is PyPI reachable?")

@@ -1,8 +1,17 @@
-"""What `compare.py` runs: a chain, a fan-out and the tutorial's pipeline. Copied into a source root of its own."""
+"""What `compare.py` runs. Copied into a source root of its own, with the tutorial's pipeline beside it."""
 
+import time
+
+from heavy import uses_libraries
 from zenml import pipeline, step
 
 from pipelines.sklearn_pipeline import sklearn_pipeline
+
+UPSTREAM_SECONDS = 20
+"""How long the step before the one with heavy imports takes."""
+
+PACE_SECONDS = 8
+"""How long each step of `paced` takes: longer than a worker needs to warm up."""
 
 
 @step
@@ -15,10 +24,22 @@ def add_one(value: int) -> int:
     return value + 1
 
 
+@step
+def waits() -> int:
+    time.sleep(UPSTREAM_SECONDS)
+    return 1
+
+
+@step
+def keeps_pace(value: int) -> int:
+    time.sleep(PACE_SECONDS)
+    return value
+
+
 @pipeline
 def chain() -> None:
     value = one()
-    for _ in range(4):
+    for _ in range(7):
         value = add_one(value)
 
 
@@ -29,5 +50,17 @@ def fan_out() -> None:
         add_one(value)
 
 
-WORKS = {"chain": chain, "fan_out": fan_out, "tutorial": sklearn_pipeline}
-STEPS = {"chain": 5, "fan_out": 17, "tutorial": 3}
+@pipeline
+def heavy() -> None:
+    uses_libraries(waits())
+
+
+@pipeline
+def paced() -> None:
+    value = one()
+    for _ in range(10):
+        value = keeps_pace(value)
+
+
+WORKS = {"chain": chain, "fan_out": fan_out, "tutorial": sklearn_pipeline, "heavy": heavy, "paced": paced}
+STEPS = {"chain": 8, "fan_out": 17, "tutorial": 3, "heavy": 2, "paced": 11}

@@ -12,30 +12,23 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use step_engine::asl::{self, AslOptions, Synchronization};
 use step_engine::plan::{ExecutionMode, Plan, PlanSpec, StepSpec};
 
-/// xorshift64* (Vigna 2016): the same DAGs on every machine.
-struct Random(u64);
+use dags::{Dag, Random, ml};
 
-impl Random {
-    fn unit(&mut self) -> f64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1_u64 << 53) as f64
-    }
+#[path = "../tests/rust/asl/dags.rs"]
+#[expect(dead_code, reason = "the families of the property test")]
+mod dags;
 
-    fn range(&mut self, low: usize, high: usize) -> usize {
-        low + (self.unit() * (high - low + 1) as f64) as usize
-    }
-
-    /// 35 s to start a task and a lognormal time to work, median 60 s (Box, Muller 1958).
-    fn seconds(&mut self, sigma: f64) -> f64 {
-        let (u, v) = (self.unit().max(1e-12), self.unit());
-        let normal = (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos();
-        35.0 + (60.0_f64.ln() + sigma * normal).exp()
-    }
+/// Evenly between 0 and 1.
+fn unit(random: &mut Random) -> f64 {
+    random.next() as f64 / (1_u64 << 53) as f64
 }
 
-type Dag = Vec<Vec<usize>>;
+/// 35 s to start a task and a lognormal time to work, median 60 s (Box, Muller 1958).
+fn task_seconds(random: &mut Random, sigma: f64) -> f64 {
+    let (u, v) = (unit(random).max(1e-12), unit(random));
+    let normal = (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos();
+    35.0 + (60.0_f64.ln() + sigma * normal).exp()
+}
 
 fn layered(random: &mut Random, depth: usize, width: usize, extra: usize) -> Dag {
     let mut preds: Dag = Vec::new();
@@ -57,30 +50,9 @@ fn layered(random: &mut Random, depth: usize, width: usize, extra: usize) -> Dag
     preds
 }
 
-fn ml(random: &mut Random, sources: usize) -> Dag {
-    let mut preds: Dag = Vec::new();
-    let mut features = Vec::new();
-    for _ in 0..sources {
-        let load = preds.len();
-        preds.extend([vec![], vec![load], vec![load + 1], vec![load + 1]]);
-        features.push(load + 2);
-    }
-    let mut evaluations = Vec::new();
-    for _ in 0..random.range(2, 5) {
-        let count = random.range(1, 3);
-        let of = (0..count).map(|_| features[random.range(0, features.len() - 1)]).collect();
-        let train = preds.len();
-        preds.extend([of, vec![train]]);
-        evaluations.push(train + 1);
-    }
-    let compare = preds.len();
-    preds.extend([evaluations, vec![compare]]);
-    preds
-}
-
 /// `steps` steps in layers of up to 20, about four upstreams each.
 fn large(steps: usize) -> Dag {
-    let mut random = Random(42);
+    let mut random = Random::new(42);
     let mut preds: Dag = Vec::new();
     while preds.len() < steps {
         let before = preds.len();
@@ -155,12 +127,12 @@ fn table(rows: &mut String) {
     ];
     for (name, family) in families {
         for sigma in [0.5, 1.0] {
-            let mut random = Random(7);
+            let mut random = Random::new(7);
             let mut columns: [Vec<f64>; 5] = Default::default();
             let (mut steps, mut edges) = (0, 0);
             for _ in 0..200 {
                 let dag = family(&mut random);
-                let seconds: Vec<f64> = dag.iter().map(|_| random.seconds(sigma)).collect();
+                let seconds: Vec<f64> = dag.iter().map(|_| task_seconds(&mut random, sigma)).collect();
                 let exact = critical_path(&dag, &seconds);
                 columns[0].push(levels(&dag, &seconds) / exact);
                 let known = plan(&dag, Some(&seconds));

@@ -80,6 +80,8 @@ class Driver:
             self._judge(event)
         elif kind == "attempt_started":
             self._details[event["step"]] = event["details"]
+        elif kind == "attempt_measured":
+            self._details[event["step"]] = {**self._details.get(event["step"], {}), **event["usage"]}
         elif kind == "stop_requested":
             self._stops_running |= event["stops_running"]
         elif kind == "step_finished":
@@ -186,11 +188,20 @@ def owner_lock(run_directory: str) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    directory = Path(run_directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    directory.chmod(0o700)
-    with (directory / "owner.lock").open("a") as lock:
-        _try_lock(lock)
+    with contextlib.ExitStack() as stack:
+        try:
+            directory = Path(run_directory)
+            directory.mkdir(parents=True, exist_ok=True)
+            directory.chmod(0o700)
+            _try_lock(stack.enter_context((directory / "owner.lock").open("a")))
+        except OSError as error:
+            # Like logs that cannot be kept, no reason not to run.
+            logger.warning(
+                "The run directory %s cannot be written (%s): `zenml pipeline runs refresh` cannot tell whether this "
+                "process lives.",
+                run_directory,
+                error.strerror,
+            )
         yield
 
 

@@ -19,11 +19,13 @@ from zenml.orchestrators import ContainerizedOrchestrator, SubmissionResult
 from zenml.stack import StackValidator
 
 from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorConfig, LocalDockerOrchestratorSettings
-from orchestrator.plan import ENV_RUN_ID, build_container, build_plan, default_user
+from orchestrator.plan import ENV_RUN_ID, build_container, build_plan, default_user, plan_warm_starts
 
 if TYPE_CHECKING:
     from step_engine import DockerEngine
     from zenml.config.base_settings import BaseSettings
+    from zenml.config.step_run_info import StepRunInfo
+    from zenml.metadata.metadata_types import MetadataType
     from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
     from zenml.stack import Stack
 
@@ -83,6 +85,22 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
         except KeyError:
             raise RuntimeError(f"{ENV_RUN_ID} is not set: this process is not a step of a Docker run.") from None
 
+    def get_step_run_metadata(self, info: StepRunInfo) -> dict[str, MetadataType]:
+        """What a step container that was started the plain way tells of itself, right after the step's function.
+
+        Args:
+            info: The step. Not used.
+
+        Returns:
+            The peak of its memory so far. A warm worker reports its own to the client, at its end.
+        """
+        if ENV_RUN_ID not in os.environ or "orchestrator.container.warmup" in sys.modules:
+            return {}
+        from orchestrator.container import memory
+
+        peak = memory.peak_bytes()
+        return {} if peak is None else {"peak_memory_bytes": peak}
+
     def submit_pipeline(
         self,
         snapshot: PipelineSnapshotResponse,
@@ -115,7 +133,7 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
         engine = DockerEngine()
         # `zenml pipeline runs stop` refuses a run without this id, so it comes before anything that takes time.
         self._set_orchestrator_run_id(placeholder_run.id, run_id)
-        job = self._job(engine, snapshot, step_environments, run_id)
+        job = self._job(engine, snapshot, stack, step_environments, run_id)
         settings = cast(LocalDockerOrchestratorSettings, self.get_settings(snapshot))
         metadata: dict[str, Any] = {METADATA_ORCHESTRATOR_RUN_ID: run_id, "log_directory": job["run_directory"]}
         # Validates everything before anything starts, also what another process will run.
@@ -143,13 +161,14 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
         self,
         engine: DockerEngine,
         snapshot: PipelineSnapshotResponse,
+        stack: Stack,
         step_environments: dict[str, dict[str, str]],
         run_id: str,
     ) -> dict[str, Any]:
+        from step_engine.errors import PlanError
+
         info = engine.info()
-        stores = GlobalConfiguration().local_stores_path
-        # A mount whose source is missing would be created by the engine, owned by root.
-        Path(stores).mkdir(parents=True, exist_ok=True)
+        stores = self._local_stores(stack, info)
         pipeline_settings = cast(LocalDockerOrchestratorSettings, self.get_settings(snapshot))
         step_settings = {
             name: cast(LocalDockerOrchestratorSettings, self.get_settings(step))
@@ -165,17 +184,23 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
                 images[key] = engine.image_id(
                     reference, pull_policy=settings.pull_policy, platform=settings.platform, progress=logger.info
                 )
-            containers[name] = build_container(
-                name,
-                snapshot,
-                settings=settings,
-                environment=step_environments[name],
-                image=images[key],
-                image_reference=reference,
-                run_id=run_id,
-                local_stores_path=stores,
-                default_user=default_user(info),
-            )
+            try:
+                containers[name] = build_container(
+                    name,
+                    snapshot,
+                    settings=settings,
+                    environment=step_environments[name],
+                    image=images[key],
+                    image_reference=reference,
+                    run_id=run_id,
+                    local_stores_path=stores,
+                    default_user=default_user(info),
+                    same_machine=info["local"],
+                )
+            except ValueError as error:
+                raise PlanError(f"step `{name}`: {error}", name) from None
+        for name, warm in plan_warm_starts(containers, snapshot, step_settings).items():
+            containers[name]["warm"] = warm
         plan = build_plan(
             snapshot, run_id, pipeline_settings.max_parallelism, step_settings, self._expected_seconds(snapshot)
         )
@@ -187,6 +212,24 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
             "component_id": str(self.id),
             "component": self.name,
         }
+
+    @staticmethod
+    def _local_stores(stack: Stack, engine: dict[str, Any]) -> str | None:
+        """Path of ZenML's local stores as far as the steps need them. An engine elsewhere must have it, too."""
+        configuration = GlobalConfiguration()
+        if engine["local"]:
+            # A mount whose source is missing is refused.
+            Path(configuration.local_stores_path).mkdir(parents=True, exist_ok=True)
+        elif not configuration.uses_sql_store and not any(part.local_path for part in stack.components.values()):
+            return None
+        else:
+            logger.warning(
+                "The Docker engine at %s is on another machine and the steps use ZenML's local stores: the folder %s "
+                "must be the same there, or use a ZenML server and a remote artifact store.",
+                engine["address"],
+                configuration.local_stores_path,
+            )
+        return configuration.local_stores_path
 
     def _expected_seconds(self, snapshot: PipelineSnapshotResponse) -> dict[str, float]:
         """Step durations of the pipeline's last completed run, for the order in which ready steps start."""

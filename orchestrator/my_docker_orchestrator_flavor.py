@@ -57,6 +57,15 @@ class LocalDockerOrchestratorSettings(BaseSettings):
     enforce_limits: bool = Field(
         default=True, description="Make CPU and memory requests limits of the container, not only of admission."
     )
+    warm_start: bool = Field(
+        default=True,
+        description="Start the container ahead of need and import what the step will, so that it begins at once.",
+    )
+    isolation: Literal["container", "process"] = Field(
+        default="container",
+        description="With `container`, every step has a container of its own. With `process`, steps whose containers "
+        "would be equal share one, each in a process of its own: faster, with the container's files shared.",
+    )
     run_args: dict[str, Any] = Field(
         default_factory=dict,
         description="Keywords of docker-py's `containers.run`, as ZenML's `local_docker` takes them.",

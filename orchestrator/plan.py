@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -23,6 +24,9 @@ ENV_RUN_ID = "ZENML_STEP_ENGINE_RUN_ID"
 
 CONTAINER_PYTHON_PATH = "/opt/step-engine/python"
 """Where step containers find the `orchestrator` package."""
+
+WORKER_ENTRYPOINT = ["python", "-m", "orchestrator.container.worker"]
+"""Runs a warm worker in a step container."""
 
 
 def build_plan(
@@ -91,8 +95,9 @@ def build_container(
     image: str,
     image_reference: str,
     run_id: str,
-    local_stores_path: str,
+    local_stores_path: str | None,
     default_user: str | None,
+    same_machine: bool,
 ) -> dict[str, Any]:
     """Describes the container of a step.
 
@@ -104,8 +109,9 @@ def build_container(
         image: Pinned image id.
         image_reference: The image as people know it.
         run_id: The orchestrator's id of the run.
-        local_stores_path: Path of ZenML's local stores, mounted at the identical path.
+        local_stores_path: Path of ZenML's local stores, mounted at the identical path; none if no step needs them.
         default_user: User of containers whose settings name none.
+        same_machine: Whether the engine can mount this package; else it is copied into the container.
 
     Returns:
         A container, see `step_engine.DockerRun`.
@@ -114,20 +120,24 @@ def build_container(
     user = settings.user or default_user
     own = {
         ENV_RUN_ID: run_id,
-        "ZENML_LOCAL_STORES_PATH": local_stores_path,
         # Makes ZenML rewrite a server's `localhost` to `host.docker.internal`.
         "ZENML_CONTAINER": "true",
         # A newer ZenML in the image must not migrate the host's database.
         "DISABLE_DATABASE_MIGRATION": "true",
     }
+    if local_stores_path:
+        own["ZENML_LOCAL_STORES_PATH"] = local_stores_path
     if user and not user.startswith("0"):
         # A user without an entry in the image's passwd has `/` for a home, which it cannot write.
         own["HOME"] = "/tmp"  # noqa: S108
     merged = {**own, **settings.environment, **environment, ENV_RUN_ID: run_id}
     merged["PYTHONPATH"] = ":".join(filter(None, [merged.get("PYTHONPATH"), CONTAINER_PYTHON_PATH]))
     volumes = [parse_volume(volume) for volume in settings.volumes]
-    volumes.append({"source": local_stores_path, "target": local_stores_path, "read_only": False})
-    volumes.append({"source": str(package), "target": f"{CONTAINER_PYTHON_PATH}/{package.name}", "read_only": True})
+    if local_stores_path:
+        volumes.append({"source": local_stores_path, "target": local_stores_path, "read_only": False})
+    ours = {"source": str(package), "target": f"{CONTAINER_PYTHON_PATH}/{package.name}"}
+    if same_machine:
+        volumes.append({**ours, "read_only": True})
     return {
         "image": image,
         "image_reference": image_reference,
@@ -136,6 +146,7 @@ def build_container(
         "command": StepEntrypointConfiguration.get_entrypoint_arguments(step_name=step_name, snapshot_id=snapshot.id),
         "environment": merged,
         "volumes": volumes,
+        "files": [] if same_machine else [ours],
         "user": user,
         "network": settings.network,
         "extra_hosts": {"host.docker.internal": "host-gateway", **settings.extra_hosts},
@@ -147,6 +158,58 @@ def build_container(
         "stop_grace_seconds": settings.stop_grace_seconds,
         "run_args": {name: value for name, value in settings.run_args.items() if name != "image"},
     }
+
+
+def plan_warm_starts(
+    containers: Mapping[str, Mapping[str, Any]],
+    snapshot: PipelineSnapshotResponse,
+    step_settings: Mapping[str, LocalDockerOrchestratorSettings],
+) -> dict[str, dict[str, Any]]:
+    """Says how workers that are started ahead of need run the steps.
+
+    Args:
+        containers: Container of every step, see `build_container`.
+        snapshot: The snapshot.
+        step_settings: Settings of every step.
+
+    Returns:
+        The field `warm` of the containers of those steps that can start warm, see `step_engine.DockerRun`.
+    """
+    isolation = {name: _isolation(settings) for name, settings in step_settings.items()}
+    groups: dict[str, list[str]] = {}
+    for name, container in containers.items():
+        if isolation[name] == "process":
+            groups.setdefault(_shared_part(container), []).append(name)
+    return {
+        name: {
+            "isolation": isolation[name],
+            "entrypoint": WORKER_ENTRYPOINT,
+            "command": _worker_command(
+                snapshot.id,
+                isolation[name],
+                groups[_shared_part(container)] if isolation[name] == "process" else [name],
+            ),
+        }
+        for name, container in containers.items()
+        # What a command step runs is no Python of ours.
+        if step_settings[name].warm_start and not getattr(snapshot.step_configurations[name].config, "command", None)
+    }
+
+
+def _isolation(settings: LocalDockerOrchestratorSettings) -> str:
+    # A container that several steps used tells nothing about one of them, so kept ones are not shared.
+    return "container" if settings.keep_containers != "never" else settings.isolation
+
+
+def _shared_part(container: Mapping[str, Any]) -> str:
+    """What must be equal for two steps to share a container."""
+    own = ("command", "stop_grace_seconds")
+    return json.dumps({key: value for key, value in container.items() if key not in own}, sort_keys=True, default=str)
+
+
+def _worker_command(snapshot_id: object, isolation: str, names: list[str]) -> list[str]:
+    steps = [argument for name in names for argument in ("--step_name", name)]
+    return ["--snapshot_id", str(snapshot_id), "--isolation", isolation, *steps]
 
 
 def default_user(engine: Mapping[str, Any]) -> str | None:
@@ -181,7 +244,7 @@ def parse_volume(text: str) -> dict[str, Any]:
     if len(parts) > 2 and len(parts[0]) == 1 and parts[1].startswith(("\\", "/")):
         parts = [":".join(parts[:2]), *parts[2:]]
     if len(parts) not in (2, 3) or not all(parts) or (len(parts) == 3 and parts[2] not in ("ro", "rw")):
-        raise ValueError(f"The volume {text!r} is not of the form `source:target`, `source:target:ro` or `…:rw`.")
+        raise ValueError(f"the volume {text!r} is not of the form `source:target`, `source:target:ro` or `…:rw`.")
     return {"source": parts[0], "target": parts[1], "read_only": parts[2:] == ["ro"]}
 
 
@@ -203,5 +266,5 @@ def parse_size(size: str | int | None) -> int | None:
     factors = {"k": 1024, "m": 1024**2, "g": 1024**3}
     number, factor = (text[:-1], factors[text[-1]]) if text and text[-1] in factors else (text, 1)
     if not number.isdigit():
-        raise ValueError(f"The size {size!r} is not a number of bytes, or a number with k, m or g as in `512m`.")
+        raise ValueError(f"the size {size!r} is not a number of bytes, or a number with k, m or g as in `512m`.")
     return int(number) * factor

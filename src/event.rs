@@ -145,6 +145,15 @@ pub enum RunEvent {
         #[serde(with = "seconds")]
         duration: Duration,
     },
+    /// What an attempt took was measured; comes before it ends, and not at all when nobody could measure it.
+    AttemptMeasured {
+        /// Step name.
+        step: String,
+        /// Attempt number, from 1.
+        attempt: u32,
+        /// What it took.
+        usage: Usage,
+    },
     /// An attempt failed and another one follows after `delay`.
     RetryScheduled {
         /// Step name.
@@ -189,6 +198,19 @@ pub struct AttemptDetails {
     pub image_id: Option<String>,
     /// Where this attempt's log is kept.
     pub log_path: Option<String>,
+    /// Whether a warm worker took it, rather than a container that was started for it.
+    #[serde(default)]
+    pub warm: bool,
+    /// From the worker's being told to go until the step began; none for a cold start.
+    #[serde(with = "optional_seconds", default)]
+    pub go_to_started: Option<Duration>,
+}
+
+/// What an attempt took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// The most memory that its processes had at one moment, in bytes, as the warm worker saw it.
+    pub peak_memory_bytes: Option<u64>,
 }
 
 /// What a run amounted to.
@@ -209,6 +231,12 @@ pub struct RunSummary {
     pub peak_parallelism: u32,
     /// Number of attempts that were launched.
     pub attempts: u32,
+    /// Number of attempts that a warm worker took.
+    #[serde(default)]
+    pub warm_starts: u32,
+    /// The longest time between the launch of an attempt and its start; none when nothing started.
+    #[serde(with = "optional_seconds", default)]
+    pub longest_start: Option<Duration>,
 }
 
 /// A step that failed for good.
@@ -234,5 +262,22 @@ pub(crate) mod seconds {
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         Duration::try_from_secs_f64(f64::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+/// The same for a duration that may be missing.
+pub(crate) mod optional_seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    #[expect(clippy::ref_option, reason = "the form that serde calls")]
+    pub(crate) fn serialize<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        value.map(|duration| duration.as_secs_f64()).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        let seconds = Option::<f64>::deserialize(deserializer)?;
+        seconds.map(Duration::try_from_secs_f64).transpose().map_err(D::Error::custom)
     }
 }

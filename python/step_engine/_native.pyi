@@ -57,7 +57,8 @@ class DockerEngine:
         """Lists the containers of a run, whoever started them.
 
         Returns:
-            Dicts with `id`, `name`, `step`, `attempt`, `state` (`created`, `running`, `exited`, …).
+            Dicts with `id`, `name`, `step` (empty for a warm worker that serves several), `attempt`, `state`
+            (`created`, `running`, `exited`, …).
 
         Raises:
             DockerError: The engine does not answer.
@@ -90,7 +91,10 @@ class DockerRun:
             `stop_grace_seconds`, `expected_seconds`.
         containers: For each step's name its container: `image`, `image_reference`, `entrypoint`, `command`,
             `environment`, `volumes`, `user`, `network`, `extra_hosts`, `shm_size_bytes`, `labels`, `platform`,
-            `keep_containers`, `enforce_limits`, `stop_grace_seconds`, `working_dir`, `pull_policy`, `run_args`.
+            `keep_containers`, `enforce_limits`, `stop_grace_seconds`, `working_dir`, `pull_policy`, `run_args`; `files`
+            (dicts with `source`, a directory of this machine, and `target`, where it is copied to in the container);
+            `warm` (none, or `isolation` `container` or `process`, `entrypoint` and `command` of a worker that gets
+            ready ahead of need).
         run_directory: Where logs are kept, created with mode 0700.
         component: Name of the stack component, for a label.
 
@@ -122,7 +126,8 @@ class DockerRun:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """What the run amounted to, once it is over."""
+        """What the run amounted to, once it is over: among others `warm_starts` (attempts that a warm worker took) and
+        `longest_start` (seconds from the launch of an attempt to its start; none when nothing started)."""
 
     def start(self) -> None:
         """Starts the run on threads of its own.
@@ -136,9 +141,11 @@ class DockerRun:
 
         Returns:
             What happened, oldest first; empty when the time is up. Each has a `kind`: those of the core
-            (`run_started`, `attempt_launched`, `attempt_started`, `attempt_ended`, `retry_scheduled`, `step_finished`,
+            (`run_started`, `attempt_launched`, `attempt_started` with `details.warm` and `details.go_to_started`,
+            `attempt_measured` with `usage.peak_memory_bytes`, `attempt_ended`, `retry_scheduled`, `step_finished`,
             `stop_requested`, `run_finished`), `log` (`step`, `attempt`, `stream`, `text`), `warning` (`step`,
-            `message`), or `judge` (`step`, `attempt`, `outcome`, `log_tail`), which `judge` must answer.
+            `message`), `progress` (`message`, how the pull of an image goes on), or `judge` (`step`, `attempt`,
+            `outcome`, `log_tail`), which `judge` must answer.
         """
 
     def judge(self, step: str, attempt: int, outcome: dict[str, Any], may_retry: bool) -> None:

@@ -99,8 +99,14 @@ class Console:
         steps = ", ".join(f"{count} {status}" for status, count in counts.items())
         self._write(
             f"Run {summary['status']} in {summary['duration']:.1f} s: {steps}; "
-            f"at most {summary['peak_parallelism']} at a time.\nLogs: {run_directory}\n"
+            f"at most {summary['peak_parallelism']} at a time.\n"
         )
+        if summary.get("warm_starts"):
+            self._write(
+                f"{summary['warm_starts']} of {summary['attempts']} starts were warm; "
+                f"the longest start took {summary['longest_start']:.1f} s.\n"
+            )
+        self._write(f"Logs: {run_directory}\n")
         if summary["left_running"]:
             self._write(f"Still running: {', '.join(summary['left_running'])}\n")
 
@@ -130,6 +136,8 @@ class Console:
                 lines.append(self._note(step, "skipped"))
         elif kind == "stop_requested":
             lines.append(self._paint(f"{event['reason']}\n", _RED))
+        elif kind == "progress":
+            lines.append(self._paint(f"{event['message']}\n", _DIM))
         elif kind == "warning":
             lines.append(self._note(step, event["message"], bad=True))
 

@@ -23,6 +23,8 @@ pub struct Decomposition {
     pub guards: Vec<Vec<u32>>,
     /// Levels inside each other. Above the limit the tree is not complete.
     pub depth: u32,
+    /// A node of the deepest level.
+    pub deepest: u32,
 }
 
 pub struct Decomposer<'a> {
@@ -38,7 +40,8 @@ pub struct Decomposer<'a> {
     pub waits: Vec<Wait>,
     pub guards: Vec<Vec<u32>>,
     level: u32,
-    pub depth: u32,
+    depth: u32,
+    deepest: u32,
 }
 
 /// Decomposes the whole DAG. `seconds` are the expected durations, `budget` the seconds that `auto` may lose.
@@ -56,11 +59,12 @@ pub fn decompose(graph: &Reduced, seconds: &[f64], synchronization: Synchronizat
         guards: vec![Vec::new(); count],
         level: 0,
         depth: 0,
+        deepest: 0,
     };
     #[expect(clippy::cast_possible_truncation, reason = "positions of a plan fit in 32 bits")]
     let root = decomposer.part((0..count as u32).collect());
-    let Decomposer { token_edges, waits, guards, depth, .. } = decomposer;
-    Decomposition { root, token_edges, waits, guards, depth }
+    let Decomposer { token_edges, waits, guards, depth, deepest, .. } = decomposer;
+    Decomposition { root, token_edges, waits, guards, depth, deepest }
 }
 
 impl Decomposer<'_> {
@@ -70,15 +74,17 @@ impl Decomposer<'_> {
             return Part::new(Kind::Step(only));
         }
         self.level += 1;
-        self.grow(self.level);
+        self.grow(self.level, nodes[0]);
         let part = if self.level > limits::TREE_DEPTH { Part::new(Kind::Junction) } else { self.inner(nodes) };
         self.level -= 1;
         part
     }
 
-    /// Notes how deep the tree is, counting levels below the present one.
-    pub fn grow(&mut self, depth: u32) {
-        self.depth = self.depth.max(depth);
+    /// Notes how deep the tree is, counting levels below the present one, and a node that is so deep.
+    pub fn grow(&mut self, depth: u32, node: u32) {
+        if depth > self.depth {
+            (self.depth, self.deepest) = (depth, node);
+        }
     }
 
     /// Levels around the present part.

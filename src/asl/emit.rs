@@ -56,6 +56,9 @@ pub fn machine(shared: &Shared<'_>, part: &Part, scope: Scope, machines: &mut Ve
     finished(shared, &graph, scope, (first, part.count_steps()), counts)
 }
 
+/// Bytes to begin a definition with, so that those of machines inside need no growing.
+const DEFINITION_CAPACITY: usize = 1 << 20;
+
 fn finished(
     shared: &Shared<'_>,
     graph: &Graph,
@@ -63,7 +66,10 @@ fn finished(
     (first, steps): (&str, usize),
     counts: Counts,
 ) -> Machine {
-    let definition = serde_json::to_string(graph).unwrap_or_default();
+    let mut definition = Vec::with_capacity(DEFINITION_CAPACITY);
+    let written = serde_json::to_writer(&mut definition, graph);
+    let mut definition = written.ok().and_then(|()| String::from_utf8(definition).ok()).unwrap_or_default();
+    definition.shrink_to_fit();
     let hash = content_hash(definition.as_bytes());
     let name = match scope {
         Scope::Root => shared.name.to_owned(),
@@ -253,7 +259,7 @@ impl Emitter<'_, '_> {
             }
             let state = not_completed(("failed", label), then);
             let next = self.push(&format!("{label}: failed"), state, (0, 0), out);
-            catch.push(Catcher { error_equals: vec!["States.ALL"], result_path: ResultPath::Discard, next });
+            catch.push(Catcher { error_equals: &["States.ALL"], result_path: ResultPath::Discard, next });
         }
         let step = shared.steps[at];
         let task = State::Task(Box::new(Task {
@@ -403,7 +409,7 @@ impl Emitter<'_, '_> {
             input.push(("up", Template::expression("$.up")));
         }
         let retry = infrastructure(
-            vec![
+            &[
                 "StepFunctions.ExecutionLimitExceededException",
                 "StepFunctions.SdkClientException",
                 "StepFunctions.SfnException",

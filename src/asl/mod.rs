@@ -166,8 +166,8 @@ impl<'a> Analysis<'a> {
         if tree.depth > limits::TREE_DEPTH {
             let (limit, actual) = (limits::TREE_DEPTH.into(), tree.depth.into());
             return Err(AslError::Limit {
-                step: None,
-                what: "branches inside each other",
+                step: Some(steps[tree.deepest as usize].name.to_string()),
+                what: "rows and branches inside each other",
                 unit: "levels",
                 limit,
                 actual,

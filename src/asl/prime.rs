@@ -30,7 +30,7 @@ pub fn with_tokens(decomposer: &mut Decomposer<'_>, nodes: &[u32]) -> Part {
     }
     core.join_equal_upstreams();
     let (part, depth) = core.reduce(&mut decomposer.token_edges);
-    decomposer.grow(decomposer.level() + depth);
+    decomposer.grow(decomposer.level() + depth, nodes[0]);
     part
 }
 

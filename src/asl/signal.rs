@@ -78,7 +78,7 @@ impl Signals<'_> {
         if s3 {
             fields.insert(0, ("Bucket", Template::text(&self.store.bucket)));
         }
-        let hiccups = if s3 { S3_HICCUPS.to_vec() } else { SFN_HICCUPS.to_vec() };
+        let hiccups = if s3 { &S3_HICCUPS } else { &SFN_HICCUPS };
         Task {
             resource: self.resource(action),
             parameters: Template::Object(fields),
@@ -99,11 +99,7 @@ impl Signals<'_> {
     /// Goes one way when an object is there, another when it is not.
     pub fn look(&self, rest: &str, there: Then, missing: String) -> Task {
         let mut task = self.request("s3:getObject", vec![("Key", self.key(rest))], there);
-        task.catch.push(Catcher {
-            error_equals: NO_SUCH_KEY.to_vec(),
-            result_path: ResultPath::Discard,
-            next: missing,
-        });
+        task.catch.push(Catcher { error_equals: &NO_SUCH_KEY, result_path: ResultPath::Discard, next: missing });
         task
     }
 
@@ -119,7 +115,7 @@ impl Signals<'_> {
         let mut wait = self.request("s3:putObject.waitForTaskToken", fields, Then::Next(after));
         wait.timeout_seconds = Some(self.options.recheck_seconds);
         wait.catch.push(Catcher {
-            error_equals: vec!["States.Timeout"],
+            error_equals: &["States.Timeout"],
             result_path: ResultPath::Discard,
             next: look_name.clone(),
         });
@@ -150,11 +146,7 @@ impl Signals<'_> {
     ) -> [(String, State); 2] {
         let [get_name, send_name] = names;
         let mut get = self.request("s3:getObject", vec![("Key", self.token_key(ends))], Then::Next(send_name.clone()));
-        get.catch.push(Catcher {
-            error_equals: NO_SUCH_KEY.to_vec(),
-            result_path: ResultPath::Discard,
-            next: done.clone(),
-        });
+        get.catch.push(Catcher { error_equals: &NO_SUCH_KEY, result_path: ResultPath::Discard, next: done.clone() });
         let waiter = Template::expression("States.StringToJson($.Body)");
         get.result_selector = Some(Template::Object(vec![("waiter", waiter)]));
         get.result_path = ResultPath::At("$.t");
@@ -164,7 +156,7 @@ impl Signals<'_> {
         };
         let token = ("TaskToken", Template::expression("$.t.waiter.token"));
         let mut send = self.request("sfn:sendTaskSuccess", vec![token, ("Output", output)], then);
-        send.catch.push(Catcher { error_equals: TOKEN_IS_OVER.to_vec(), result_path: ResultPath::Discard, next: done });
+        send.catch.push(Catcher { error_equals: &TOKEN_IS_OVER, result_path: ResultPath::Discard, next: done });
         [(get_name, State::Task(Box::new(get))), (send_name, State::Task(Box::new(send)))]
     }
 

@@ -119,7 +119,7 @@ pub struct Task {
 #[serde(rename_all = "PascalCase")]
 pub struct Retrier {
     /// Names of errors.
-    pub error_equals: Vec<&'static str>,
+    pub error_equals: &'static [&'static str],
     /// Seconds before the first retry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interval_seconds: Option<u64>,
@@ -141,7 +141,7 @@ pub struct Retrier {
 #[serde(rename_all = "PascalCase")]
 pub struct Catcher {
     /// Names of errors.
-    pub error_equals: Vec<&'static str>,
+    pub error_equals: &'static [&'static str],
     /// Where the error is kept.
     pub result_path: ResultPath,
     /// Where to go on.
@@ -295,7 +295,7 @@ impl Serialize for Template {
                 let mut map = serializer.serialize_map(Some(fields.len()))?;
                 for (key, value) in fields {
                     match value {
-                        Self::Expression(_) => map.serialize_entry(&format!("{key}.$"), value)?,
+                        Self::Expression(_) => map.serialize_entry(&format_args!("{key}.$"), value)?,
                         _ => map.serialize_entry(key, value)?,
                     }
                 }

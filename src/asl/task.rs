@@ -230,7 +230,7 @@ pub fn retriers(retry: &Retry, infrastructure_retries: u64) -> Vec<Retrier> {
     let mut retriers = Vec::new();
     if retry.max_retries > 0 {
         retriers.push(Retrier {
-            error_equals: HOPELESS.to_vec(),
+            error_equals: &HOPELESS,
             interval_seconds: None,
             max_attempts: 0,
             backoff_rate: None,
@@ -238,13 +238,13 @@ pub fn retriers(retry: &Retry, infrastructure_retries: u64) -> Vec<Retrier> {
             jitter_strategy: None,
         });
     }
-    retriers.push(infrastructure(INFRASTRUCTURE.to_vec(), infrastructure_retries, 60));
+    retriers.push(infrastructure(&INFRASTRUCTURE, infrastructure_retries, 60));
     if retry.max_retries > 0 {
         let delay = whole_seconds(retry.delay.min(Retry::MAX_DELAY));
         let longest = Retry::MAX_DELAY.as_secs().min(limits::MAX_DELAY_SECONDS);
         let grows = retry.backoff > 1.0 && delay < longest;
         retriers.push(Retrier {
-            error_equals: vec!["States.TaskFailed", "States.Timeout"],
+            error_equals: &["States.TaskFailed", "States.Timeout"],
             interval_seconds: Some(delay),
             max_attempts: u64::from(retry.max_retries).min(limits::SECONDS),
             backoff_rate: Some(retry.backoff),
@@ -256,7 +256,7 @@ pub fn retriers(retry: &Retry, infrastructure_retries: u64) -> Vec<Retrier> {
 }
 
 /// Full jitter: many tasks that were throttled together must not come back together.
-pub fn infrastructure(error_equals: Vec<&'static str>, max_attempts: u64, max_delay_seconds: u64) -> Retrier {
+pub fn infrastructure(error_equals: &'static [&'static str], max_attempts: u64, max_delay_seconds: u64) -> Retrier {
     Retrier {
         error_equals,
         interval_seconds: Some(2),

@@ -55,14 +55,7 @@ impl Part {
                 other => flat.push(other),
             }
         }
-        match flat.pop() {
-            None => Self::new(Kind::Junction),
-            Some(only) if flat.is_empty() => only,
-            Some(last) => {
-                flat.push(last);
-                Self::new(Kind::Series(flat))
-            }
-        }
+        Self::whole(flat, Kind::Series)
     }
 
     /// Parts side by side, flattened.
@@ -70,22 +63,22 @@ impl Part {
         let mut flat: Vec<Self> = Vec::new();
         for part in parts {
             match part {
-                Self { ref awaits, ref signals, kind: Kind::Parallel(ref inner) }
-                    if awaits.is_empty() && signals.is_empty() =>
-                {
-                    flat.extend(inner.iter().cloned());
+                Self { awaits, signals, kind: Kind::Parallel(inner) } if awaits.is_empty() && signals.is_empty() => {
+                    flat.extend(inner);
                 }
                 Self { ref awaits, ref signals, kind: Kind::Junction } if awaits.is_empty() && signals.is_empty() => {}
                 other => flat.push(other),
             }
         }
-        match flat.pop() {
-            None => Self::new(Kind::Junction),
-            Some(only) if flat.is_empty() => only,
-            Some(last) => {
-                flat.push(last);
-                Self::new(Kind::Parallel(flat))
-            }
+        Self::whole(flat, Kind::Parallel)
+    }
+
+    /// Several parts as one of a kind; one is itself, none is a junction.
+    fn whole(mut parts: Vec<Self>, kind: fn(Vec<Self>) -> Kind) -> Self {
+        match parts.len() {
+            0 => Self::new(Kind::Junction),
+            1 => parts.remove(0),
+            _ => Self::new(kind(parts)),
         }
     }
 

@@ -1,7 +1,10 @@
 //! One attempt, top to bottom: obtain a container, start, stream, wait, settle, remove.
 //!
-//! [`cold`] obtains a container by creating it; a pool of warm ones may take its place. Everything from [`supervise`] on is
-//! the same for both.
+//! [`warm`] takes a worker out of the pool, if there is one; [`cold`] obtains a container by creating it. Watching, signals and
+//! the judgement of the end are the same for both.
+
+mod signals;
+mod warm;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +16,17 @@ use futures_util::stream::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::container::{self, Container, Found, Place, RunIdentity};
+use self::signals::Signals;
+use super::container::{self, Container, Found, Owner, Place, RunIdentity};
 use super::engine::Engine;
 use super::error::{self, DockerError};
+use super::files::Archives;
+use super::frames::Done;
 use super::gpu::{GpuLease, GpuPool};
 use super::image::Images;
+use super::limits::{Limits, Shares};
 use super::log::Log;
+use super::pool::Pool;
 use super::run_args::RunArgs;
 use super::spec::{ContainerSpec, KeepContainers};
 use crate::event::{AttemptDetails, Outcome};
@@ -27,14 +35,24 @@ use crate::runner::{AttemptControl, AttemptSink, AttemptSpec, StopForce};
 /// How long an engine may be away, for instance while it restarts, before its containers count as lost.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(60);
 
+const CHILD_OUT_OF_MEMORY: &str = "the memory limit was reached and a child process was killed";
+
 /// SIGKILL is sent again after so long.
 const KILL_AGAIN: Duration = Duration::from_secs(10);
+
+/// A kill that goes to the step's own process in a shared worker has so long to work, then the worker is killed.
+const CHILD_KILL_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A container that is to be kept has so long to end once its step has.
+const EXIT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Everything an attempt needs. Owned, so that the future of an attempt borrows nothing of the run.
 pub(super) struct Attempt {
     pub(super) engine: Engine,
     pub(super) images: Images,
+    pub(super) archives: Archives,
     pub(super) gpus: GpuPool,
+    pub(super) pool: Pool,
     pub(super) run: Arc<RunIdentity>,
     pub(super) container: Arc<ContainerSpec>,
     pub(super) spec: AttemptSpec,
@@ -51,10 +69,12 @@ struct Ready {
     lease: GpuLease,
 }
 
-/// How the process ended, as far as the engine tells.
+/// How the process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Exit {
-    /// With a code; `after_outage` when the engine was away meanwhile.
+    /// As its worker says.
+    Done(Done),
+    /// With a code, as the engine says; `after_outage` when the engine was away meanwhile.
     Code { code: i64, after_outage: bool },
     /// Its container was removed.
     Gone,
@@ -64,6 +84,14 @@ enum Exit {
 
 /// Runs an attempt. Returns its outcome, and the name of a container that could not be removed.
 pub(super) async fn run(attempt: &Attempt, mut control: AttemptControl) -> (Outcome, Option<String>) {
+    match warm::begin(attempt, &mut control).await {
+        warm::Beginning::Begun(serving) => return warm::run(attempt, serving, control).await,
+        warm::Beginning::Over(outcome) => {
+            attempt.sink.settled(&outcome);
+            return (outcome, None);
+        }
+        warm::Beginning::Cold => {}
+    }
     let Ready { container, image_id, attached, stop_signal, lease } = match cold(attempt, &mut control).await {
         Ok(ready) => ready,
         Err(outcome) => {
@@ -102,14 +130,17 @@ async fn cold(attempt: &Attempt, control: &mut AttemptControl) -> Result<Ready, 
         Some(signal) => signal.clone(),
         None => "SIGTERM".to_owned(),
     };
-    let place = Place { run: &attempt.run, step: &spec.name, attempt: spec.attempt };
-    let body = container::body(place, wanted, arguments, &image_id, spec.demand, lease.request());
+    let place = Place { run: &attempt.run, owner: Owner::Attempt { step: &spec.name, attempt: spec.attempt } };
+    let limits = Limits::of(wanted, &arguments.host, spec.demand);
+    // Beside warm steps that were given their share, the default of the engine may be another one.
+    let shares = if wanted.warm.is_some() { Shares::Normal } else { Shares::Default };
+    let body = container::body(place, wanted, arguments, &image_id, (limits, shares), lease.request());
     // Creating is never dropped: a container whose id nobody has would stay.
     let container = Container::create(engine, place, wanted, platform.as_deref(), body).await.map_err(launch_failed)?;
     let attached = if control.stop_force().is_some() {
         Err(Outcome::Stopped)
     } else {
-        container.attach().await.map_err(launch_failed)
+        attach(attempt, &container).await.map_err(launch_failed)
     };
     match attached {
         Ok(attached) => Ok(Ready { container, image_id, attached, stop_signal, lease }),
@@ -118,6 +149,11 @@ async fn cold(attempt: &Attempt, control: &mut AttemptControl) -> Result<Ready, 
             Err(outcome)
         }
     }
+}
+
+async fn attach(attempt: &Attempt, container: &Container) -> Result<AttachContainerResults, DockerError> {
+    attempt.archives.upload(container, &attempt.container.files).await?;
+    container.attach(false).await
 }
 
 fn launch_failed(error: impl ToString) -> Outcome {
@@ -158,73 +194,38 @@ async fn supervise(
         container_id: Some(container.id.clone()),
         container_name: Some(container.name.clone()),
         image_id: Some(image_id.to_string()),
-        log_path: None,
+        ..AttemptDetails::default()
     });
-    let mut log = Log::follow(Arc::clone(&attempt.sink), attached);
-    let (broken, mut reconnects) = mpsc::unbounded_channel();
-    let waiting = exit_of(container, broken);
-    tokio::pin!(waiting);
-    let mut signals = Signals::new(container, stop_signal, attempt);
-    let exit = loop {
-        tokio::select! {
-            biased;
-            exit = &mut waiting => break exit,
-            Some(()) = reconnects.recv() => log.reconnect(&attempt.sink, container).await,
-            () = control.stop_requested(signals.next_force()), if signals.more() => signals.send(control.stop_force()),
-            () = sleep_until(signals.due), if signals.is_due_set() => signals.send(Some(StopForce::Kill)),
-        }
-    };
+    let mut log = Log::to_sink(Arc::clone(&attempt.sink), attached);
+    let mut signals = Signals::new(attempt, container, stop_signal, None, Some(Instant::now()));
+    let exit = watch(container, &mut log, std::future::pending(), &mut signals, control).await;
     log.drain().await;
     (judge(attempt, container, exit, signals.sent).await, true)
 }
 
-/// The signals that an attempt has been sent, and those to come.
-struct Signals<'a> {
-    container: &'a Container,
-    attempt: &'a Attempt,
-    stop_signal: &'a str,
-    sent: Option<StopForce>,
-    due: Instant,
-    due_set: bool,
-}
-
-impl<'a> Signals<'a> {
-    fn new(container: &'a Container, stop_signal: &'a str, attempt: &'a Attempt) -> Self {
-        Self { container, attempt, stop_signal, sent: None, due: Instant::now(), due_set: false }
-    }
-
-    fn next_force(&self) -> StopForce {
-        if self.sent.is_none() { StopForce::Graceful } else { StopForce::Kill }
-    }
-
-    fn more(&self) -> bool {
-        self.sent < Some(StopForce::Kill)
-    }
-
-    fn is_due_set(&self) -> bool {
-        self.due_set
-    }
-
-    fn send(&mut self, force: Option<StopForce>) {
-        let Some(force) = force else { return };
-        self.sent = self.sent.max(Some(force));
-        let (signal, next) = match force {
-            StopForce::Graceful => (self.stop_signal.to_owned(), self.attempt.container.stop_grace()),
-            StopForce::Kill => ("SIGKILL".to_owned(), Some(KILL_AGAIN)),
-        };
-        self.due_set = next.is_some();
-        self.due = Instant::now() + next.unwrap_or_default();
-        // On its own: an engine that is slow to answer must not delay the end of the process being seen.
-        let (container, sink) = (self.container.clone(), Arc::clone(&self.attempt.sink));
-        tokio::spawn(async move {
-            let begin = Instant::now();
-            while let Err(error) = container.signal(&signal).await {
-                if !error.is_engine_away() || begin.elapsed() > ENGINE_PATIENCE {
-                    return sink.warning(error.to_string());
-                }
-                sleep(Duration::from_millis(500)).await;
-            }
-        });
+/// Waits for the end of the process, following its output and passing stops on. `done` may know the end before the engine.
+async fn watch(
+    container: &Container,
+    log: &mut Log,
+    done: impl Future<Output = Done>,
+    signals: &mut Signals<'_>,
+    control: &mut AttemptControl,
+) -> Exit {
+    let (broken, mut reconnects) = mpsc::unbounded_channel();
+    let waiting = exit_of(container, broken);
+    tokio::pin!(waiting, done);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut done => return Exit::Done(done),
+            exit = &mut waiting => return exit,
+            Some(()) = reconnects.recv() => signals.attempt.sink.warning(match log.reconnect(container).await {
+                Ok(()) => "the connection to the engine broke; some output may be missing".to_owned(),
+                Err(error) => format!("the output is not followed any longer: {error}"),
+            }),
+            () = control.stop_requested(signals.next_force()), if signals.more() => signals.send(control.stop_force()),
+            () = sleep_until(signals.due), if signals.is_due_set() => signals.send(Some(StopForce::Kill)),
+        }
     }
 }
 
@@ -297,11 +298,18 @@ fn has_ended(state: &ContainerState) -> bool {
 /// One outcome out of what the engine says.
 async fn judge(attempt: &Attempt, container: &Container, exit: Exit, sent: Option<StopForce>) -> Outcome {
     let (code, after_outage) = match exit {
-        Exit::Code { code: 0, .. } => return Outcome::Completed,
+        Exit::Code { code: 0, .. } | Exit::Done(Done { code: 0, .. }) => return Outcome::Completed,
         // Before the stop: whether the process is over is what nobody knows.
         Exit::Unknown(reason) => return Outcome::Lost { reason },
         _ if sent.is_some() => return Outcome::Stopped,
         Exit::Gone => return lost("the container was removed by somebody else"),
+        Exit::Done(Done { code: 137, oom: true, .. }) => return Outcome::OutOfMemory,
+        Exit::Done(Done { code, oom, .. }) => {
+            if oom {
+                attempt.sink.warning(CHILD_OUT_OF_MEMORY.to_owned());
+            }
+            return Outcome::Exited { code };
+        }
         Exit::Code { code, after_outage } => (code, after_outage),
     };
     let state = match container.inspect().await {
@@ -321,7 +329,7 @@ async fn judge(attempt: &Attempt, container: &Container, exit: Exit, sent: Optio
         }
         _ => {
             if out_of_memory {
-                attempt.sink.warning("the memory limit was reached and a child process was killed".to_owned());
+                attempt.sink.warning(CHILD_OUT_OF_MEMORY.to_owned());
             }
             Outcome::Exited { code }
         }
@@ -347,12 +355,15 @@ fn lost(reason: &str) -> Outcome {
 
 /// Removes the container unless it is to be kept. Returns its name when it stays against our will.
 async fn dispose(attempt: &Attempt, container: &Container, outcome: &Outcome, started: bool) -> Option<String> {
-    let keep = match attempt.container.keep_containers {
+    if keeps(attempt, outcome, started) { None } else { remove_or_warn(attempt, container).await }
+}
+
+fn keeps(attempt: &Attempt, outcome: &Outcome, started: bool) -> bool {
+    match attempt.container.keep_containers {
         KeepContainers::Never => false,
         KeepContainers::Failed => started && !matches!(outcome, Outcome::Completed | Outcome::Stopped),
         KeepContainers::Always => started,
-    };
-    if keep { None } else { remove_or_warn(attempt, container).await }
+    }
 }
 
 async fn remove_or_warn(attempt: &Attempt, container: &Container) -> Option<String> {

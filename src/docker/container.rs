@@ -1,11 +1,12 @@
 //! A container of ours: how it is described to the engine, created, attached, signalled, inspected and removed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::time::Duration;
 
 use bollard::container::AttachContainerResults;
 use bollard::models::{
-    ContainerCreateBody, ContainerState, DeviceRequest, Mount, MountType, MountVolumeOptions,
+    ContainerCreateBody, ContainerState, ContainerUpdateBody, DeviceRequest, Mount, MountType, MountVolumeOptions,
     MountVolumeOptionsDriverConfig,
 };
 use bollard::query_parameters::{
@@ -16,10 +17,10 @@ use tokio::time::sleep;
 
 use super::engine::Engine;
 use super::error::DockerError;
+use super::limits::{Limits, Shares};
 use super::run_args::{RunArgs, Volume};
 use super::spec::ContainerSpec;
 use super::sweep;
-use crate::plan::Demand;
 
 /// Labels by which containers are found again, also by other processes.
 pub mod label {
@@ -29,6 +30,8 @@ pub mod label {
     pub const STEP: &str = "step-engine.step";
     /// Attempt number, from 1.
     pub const ATTEMPT: &str = "step-engine.attempt";
+    /// Number of the warm worker in its run, from 1, in place of step and attempt: it serves several.
+    pub const WORKER: &str = "step-engine.worker";
     /// Id of the orchestrator in ZenML.
     pub const COMPONENT: &str = "step-engine.component";
 }
@@ -47,28 +50,53 @@ pub struct RunIdentity {
     pub component: Option<String>,
 }
 
-/// One attempt's place in the run.
+/// A container's place in the run.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place<'a> {
     pub(super) run: &'a RunIdentity,
-    pub(super) step: &'a str,
-    pub(super) attempt: u32,
+    pub(super) owner: Owner<'a>,
+}
+
+/// What a container is for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Owner<'a> {
+    Attempt { step: &'a str, attempt: u32 },
+    Worker { number: u32 },
+}
+
+impl fmt::Display for Owner<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Attempt { step, .. } => write!(f, "step `{step}`"),
+            Self::Worker { number } => write!(f, "worker {number}"),
+        }
+    }
 }
 
 impl Place<'_> {
+    /// By which this container, and what its failed creation may have left, is found.
+    pub(super) fn identity(&self) -> Vec<(String, String)> {
+        let mut labels = vec![(label::RUN.to_owned(), self.run.run_id.clone())];
+        match self.owner {
+            Owner::Attempt { step, attempt } => {
+                labels.push((label::STEP.to_owned(), step.to_owned()));
+                labels.push((label::ATTEMPT.to_owned(), attempt.to_string()));
+            }
+            Owner::Worker { number } => labels.push((label::WORKER.to_owned(), number.to_string())),
+        }
+        labels
+    }
+
     fn labels(&self) -> HashMap<String, String> {
-        let mut labels = HashMap::from([
-            (label::RUN.to_owned(), self.run.run_id.clone()),
-            (label::STEP.to_owned(), self.step.to_owned()),
-            (label::ATTEMPT.to_owned(), self.attempt.to_string()),
-        ]);
+        let mut labels: HashMap<_, _> = self.identity().into_iter().collect();
         if let Some(component) = &self.run.component {
             labels.insert(label::COMPONENT.to_owned(), component.clone());
         }
         labels
     }
 
-    /// `<pipeline>-<step>-<attempt>-<start of the run's id>`, in the characters that engines allow.
+    /// `<pipeline>-<step>-<attempt>-<start of the run's id>`, in the characters that engines allow; of a worker
+    /// `<pipeline>-worker-<number>-<…>`.
     fn name(&self, hint: Option<&str>) -> String {
         let clean = |text: &str, most: usize| {
             let text: String = text
@@ -79,19 +107,22 @@ impl Place<'_> {
             text.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
         };
         let run: String = self.run.run_id.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
-        let parts =
-            [clean(&self.run.pipeline, 40), clean(hint.unwrap_or(self.step), 60), self.attempt.to_string(), run];
+        let (what, number) = match self.owner {
+            Owner::Attempt { step, attempt } => (clean(hint.unwrap_or(step), 60), attempt),
+            Owner::Worker { number } => ("worker".to_owned(), number),
+        };
+        let parts = [clean(&self.run.pipeline, 40), what, number.to_string(), run];
         parts.iter().filter(|part| !part.is_empty()).map(String::as_str).collect::<Vec<_>>().join("-")
     }
 }
 
-/// What the engine is told to create. Pure.
+/// What the engine is told to create, for a container that runs the step's command. Pure.
 pub(super) fn body(
     place: Place<'_>,
     spec: &ContainerSpec,
     arguments: RunArgs,
     image_id: &str,
-    demand: Demand,
+    (limits, shares): (Limits, Shares),
     gpus: Option<DeviceRequest>,
 ) -> ContainerCreateBody {
     let RunArgs { environment, labels, extra_hosts, volumes, mut body, mut host, .. } = arguments;
@@ -152,16 +183,7 @@ pub(super) fn body(
         }
     }
 
-    if spec.enforce_limits {
-        if demand.cpu_millis > 0 && host.nano_cpus.is_none() && host.cpu_quota.is_none() && host.cpu_period.is_none() {
-            host.nano_cpus = Some(signed(demand.cpu_millis.saturating_mul(1_000_000)));
-        }
-        if demand.memory_bytes > 0 && host.memory.is_none() {
-            host.memory = Some(signed(demand.memory_bytes));
-            // The default is twice the memory: the limit would be one of memory and as much swap.
-            host.memory_swap = host.memory_swap.or(host.memory);
-        }
-    }
+    limits.apply(&mut host, shares);
     host.device_requests.get_or_insert_default().extend(gpus);
 
     let says_otherwise = host.security_opt.iter().flatten().any(|option| option.starts_with("no-new-privileges"));
@@ -228,7 +250,7 @@ impl Container {
             }
             let error = match engine.docker.create_container(Some(options.build()), body.clone()).await {
                 Ok(created) => return Ok(Self { engine: engine.clone(), id: created.id, name }),
-                Err(error) => DockerError::of(format!("create the container of step `{}`", place.step))(error),
+                Err(error) => DockerError::of(format!("create the container of {}", place.owner))(error),
             };
             if tries >= CREATE_TRIES {
                 return Err(error);
@@ -242,16 +264,16 @@ impl Container {
                 _ if error.is_engine_away() => {
                     tries += 1;
                     sleep(Duration::from_millis(500)).await;
-                    sweep::remove_attempt(engine, place).await?;
+                    sweep::remove_of(engine, place).await?;
                 }
-                _ => return Err(explain_create(error, place.step)),
+                _ => return Err(explain_create(error, place.owner)),
             }
         }
     }
 
-    /// Attaches to both output streams. Before the start this loses nothing.
-    pub(super) async fn attach(&self) -> Result<AttachContainerResults, DockerError> {
-        let options = AttachContainerOptionsBuilder::new().stream(true).stdout(true).stderr(true).build();
+    /// Attaches to both output streams, and to standard input if asked. Before the start this loses nothing.
+    pub(super) async fn attach(&self, stdin: bool) -> Result<AttachContainerResults, DockerError> {
+        let options = AttachContainerOptionsBuilder::new().stream(true).stdin(stdin).stdout(true).stderr(true).build();
         let attached = self.engine.docker.attach_container(&self.id, Some(options)).await;
         attached.map_err(DockerError::of(format!("attach to container {}", self.name)))
     }
@@ -271,6 +293,12 @@ impl Container {
                 if matches!(error.status(), Some(404 | 409)) { Ok(()) } else { Err(error) }
             }
         }
+    }
+
+    /// Changes limits of the running container.
+    pub(super) async fn update(&self, change: ContainerUpdateBody) -> Result<(), DockerError> {
+        let updated = self.engine.docker.update_container(&self.id, change).await;
+        updated.map_err(DockerError::of(format!("set the limits of container {}", self.name)))
     }
 
     pub(super) async fn inspect(&self) -> Result<Found, DockerError> {
@@ -320,11 +348,11 @@ pub(super) async fn remove(engine: &Engine, id: &str, name: &str) -> Result<(), 
 }
 
 /// Says what the engine's text means where it does not say so itself.
-fn explain_create(error: DockerError, step: &str) -> DockerError {
+fn explain_create(error: DockerError, owner: Owner<'_>) -> DockerError {
     let DockerError::Refused { operation, status, message } = error else { return error };
     let message = match message.split_once("bind source path does not exist: ") {
         Some((_, path)) => format!(
-            "the volume source `{}` does not exist on the engine's host; create it or correct the volumes of step `{step}`",
+            "the volume source `{}` does not exist on the engine's host; create it or correct the volumes of {owner}",
             path.trim()
         ),
         None => message,

@@ -28,7 +28,7 @@ pub struct ConnectOptions {
 }
 
 /// What an engine is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct EngineInfo {
     /// Its address.
     pub address: String,
@@ -163,18 +163,14 @@ fn plain_info(system: &SystemInfo, version: Option<String>) -> EngineInfo {
     let rootless =
         system.security_options.iter().flatten().any(|option| option.split(',').any(|part| part == "name=rootless"));
     EngineInfo {
-        address: String::new(),
-        origin: String::new(),
         server_version: version.or_else(|| system.server_version.clone()).unwrap_or_default(),
-        api_version: String::new(),
         os: system.os_type.clone().unwrap_or_default(),
         architecture: system.architecture.clone().unwrap_or_default(),
         cpus: count(system.ncpu),
         memory_bytes: count(system.mem_total),
-        gpu_ids: Vec::new(),
         rootless,
-        local: false,
         limits_supported: system.memory_limit.unwrap_or(true) && system.cpu_cfs_quota.unwrap_or(true),
+        ..EngineInfo::default()
     }
 }
 
@@ -199,7 +195,16 @@ impl Failure {
                 Self::Away("does not exist".to_owned())
             }
             _ if error::is_away(&error) => Self::Away(error::chain(&error)),
-            _ => Self::Fatal(DockerError::configuration(endpoint.origin.clone(), error::chain(&error))),
+            _ => {
+                let reason = match &error {
+                    bollard::errors::Error::DockerResponseServerError { status_code, .. } => {
+                        format!("it answers with HTTP status {status_code}")
+                    }
+                    other => error::chain(other),
+                };
+                let message = format!("{} is no Docker engine that can be used ({reason})", endpoint.address);
+                Self::Fatal(DockerError::configuration(endpoint.origin.clone(), message))
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! [`Executor`] on an engine: every attempt in a container of its own.
+//! [`Executor`] on an engine: every attempt in a container of its own, or in a warm worker.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,11 +7,14 @@ use super::attempt::{self, Attempt};
 use super::container::RunIdentity;
 use super::engine::Engine;
 use super::error::DockerError;
+use super::files::Archives;
 use super::gpu::GpuPool;
 use super::image::{Images, PullObserver};
+use super::pool::Pool;
 use super::spec::ContainerSpec;
 use super::sweep;
 use crate::event::Outcome;
+use crate::plan::{Plan, StepIndex};
 use crate::runner::{AttemptControl, AttemptSink, AttemptSpec, Executor};
 
 /// Runs the attempts of one run in containers.
@@ -20,7 +23,9 @@ pub struct DockerExecutor {
     run: Arc<RunIdentity>,
     containers: BTreeMap<String, Arc<ContainerSpec>>,
     images: Images,
+    archives: Archives,
     gpus: GpuPool,
+    pool: Pool,
     unremoved: Mutex<Vec<String>>,
 }
 
@@ -45,14 +50,31 @@ impl DockerExecutor {
                 Err(other) => Err(other),
             })
             .collect::<Result<_, _>>()?;
+        let (run, images, archives) = (Arc::new(run), Images::new(engine.clone(), pull_observer), Archives::default());
+        let pool = Pool::new(engine.clone(), images.clone(), archives.clone(), Arc::clone(&run), &containers);
         Ok(Self {
-            images: Images::new(engine.clone(), pull_observer),
             gpus: GpuPool::new(&engine.info().gpu_ids),
-            run: Arc::new(run),
+            images,
+            archives,
+            run,
+            pool,
             containers,
             engine,
             unremoved: Mutex::default(),
         })
+    }
+
+    /// Tells what is going to run, so that no more warm workers are made than that needs.
+    #[must_use]
+    pub fn expecting(self, plan: &Plan, max_parallelism: u32) -> Self {
+        self.pool.expect(plan, max_parallelism);
+        self
+    }
+
+    /// Whether any step may start warm.
+    #[must_use]
+    pub fn can_prepare(&self) -> bool {
+        self.pool.can_prepare()
     }
 
     /// The engine.
@@ -73,6 +95,8 @@ impl Executor for DockerExecutor {
         let attempt = Attempt {
             engine: self.engine.clone(),
             images: self.images.clone(),
+            archives: self.archives.clone(),
+            pool: self.pool.clone(),
             gpus: self.gpus.clone(),
             run: Arc::clone(&self.run),
             container: Arc::clone(container),
@@ -84,8 +108,18 @@ impl Executor for DockerExecutor {
         outcome
     }
 
+    fn prepare(self: Arc<Self>, spec: AttemptSpec) {
+        self.pool.prepare(spec);
+    }
+
+    fn discard(self: Arc<Self>, step: StepIndex) {
+        self.pool.discard(step);
+    }
+
     async fn close(self: Arc<Self>) -> Vec<String> {
+        let stayed = self.pool.close().await;
         let mut left = std::mem::take(&mut *self.unremoved.lock().unwrap_or_else(PoisonError::into_inner));
+        left.extend(stayed);
         // An attempt that was abandoned may have left a process that runs.
         let present = sweep::list(&self.engine, &self.run.run_id).await.unwrap_or_default();
         left.extend(present.into_iter().filter(|container| container.running).map(|container| container.name));

@@ -1,38 +1,66 @@
-//! The output of a container on its way to the sink.
+//! The output of a container on its way to whom it is for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bollard::container::{AttachContainerResults, LogOutput};
-use futures_util::stream::StreamExt as _;
+use bytes::Bytes;
+use futures_util::stream::{BoxStream, StreamExt as _};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::container::Container;
+use super::error::DockerError;
 use crate::runner::{AttemptSink, LogStream};
 
-/// After the end of the process, the log is over when nothing came for so long although the stream is open.
+/// When nothing came for so long although the stream is open, nothing more is waited for.
 const LOG_IDLE: Duration = Duration::from_secs(2);
 
-/// After the end of the process, the log is over, whatever still comes.
+/// The end of the log is waited for so long, whatever still comes.
 const LOG_DRAIN: Duration = Duration::from_secs(60);
 
-/// The output of a container on its way to the sink.
+pub(super) type Output = BoxStream<'static, Result<LogOutput, bollard::errors::Error>>;
+
+/// Where a container's output goes.
+pub(super) trait Receive: Send + Sync + 'static {
+    /// The container wrote something.
+    fn output(&self, stream: LogStream, bytes: Bytes);
+    /// The stream is over, or broken.
+    fn ended(&self) {}
+}
+
+/// All of it is the step's.
+struct Plain(Arc<dyn AttemptSink>);
+
+impl Receive for Plain {
+    fn output(&self, stream: LogStream, bytes: Bytes) {
+        self.0.log(stream, bytes);
+    }
+}
+
+/// The output of a container on its way to a receiver.
 pub(super) struct Log {
+    receiver: Arc<dyn Receive>,
     pump: JoinHandle<()>,
     bytes: Arc<AtomicU64>,
+    broken: bool,
 }
 
 impl Log {
-    /// Hands on what comes, until the stream ends.
-    pub(super) fn follow(sink: Arc<dyn AttemptSink>, attached: AttachContainerResults) -> Self {
+    /// Hands everything that comes to the sink, until the stream ends.
+    pub(super) fn to_sink(sink: Arc<dyn AttemptSink>, attached: AttachContainerResults) -> Self {
+        let AttachContainerResults { output, input } = attached;
+        Self::follow(Arc::new(Plain(sink)), output, input)
+    }
+
+    /// Hands on what comes, until the stream ends. `kept` is dropped no sooner.
+    pub(super) fn follow(receiver: Arc<dyn Receive>, mut output: Output, kept: impl Send + 'static) -> Self {
         let bytes = Arc::new(AtomicU64::new(0));
-        let count = Arc::clone(&bytes);
+        let (count, to) = (Arc::clone(&bytes), Arc::clone(&receiver));
         let pump = tokio::spawn(async move {
-            let AttachContainerResults { mut output, input } = attached;
-            // Kept: dropping it would close the connection for writing, which some engines take as an end.
-            let _input = input;
+            // Kept: dropping the input would close the connection for writing, which some engines take as an end.
+            let _kept = kept;
             // An error is a broken connection; whoever waits for the exit finds out what that means.
             while let Some(Ok(message)) = output.next().await {
                 let (stream, message) = match message {
@@ -42,36 +70,55 @@ impl Log {
                     }
                 };
                 count.fetch_add(message.len() as u64, Ordering::Relaxed);
-                sink.log(stream, message);
+                to.output(stream, message);
             }
+            to.ended();
         });
-        Self { pump, bytes }
+        Self { receiver, pump, bytes, broken: false }
     }
 
     /// Attaches anew after the connection was found broken while the process runs.
-    pub(super) async fn reconnect(&mut self, sink: &Arc<dyn AttemptSink>, container: &Container) {
+    pub(super) async fn reconnect(&mut self, container: &Container) -> Result<(), DockerError> {
         self.pump.abort();
-        match container.attach().await {
-            Ok(attached) => {
-                *self = Self::follow(Arc::clone(sink), attached);
-                sink.warning("the connection to the engine broke; some output may be missing".to_owned());
-            }
-            Err(error) => sink.warning(format!("the output is not followed any longer: {error}")),
-        }
+        self.broken = true;
+        let AttachContainerResults { output, input } = container.attach(false).await?;
+        *self = Self::follow(Arc::clone(&self.receiver), output, input);
+        self.broken = true;
+        Ok(())
+    }
+
+    /// Whether the first connection is lost, and what it brought with it.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
     }
 
     /// Waits for the rest of the output after the end of the process: until the stream ends, or is silent.
     pub(super) async fn drain(mut self) {
-        let end = Instant::now() + LOG_DRAIN;
-        let mut seen = self.bytes.load(Ordering::Relaxed);
-        while timeout(LOG_IDLE, &mut self.pump).await.is_err() {
-            let now = self.bytes.load(Ordering::Relaxed);
-            if now == seen || Instant::now() > end {
-                self.pump.abort();
-                return;
-            }
-            seen = now;
+        let bytes = Arc::clone(&self.bytes);
+        if unless_silent(&bytes, &mut self.pump).await.is_none() {
+            self.pump.abort();
         }
+    }
+
+    /// Waits for something that the output brings: until it comes, or the output is silent.
+    pub(super) async fn unless_silent<T>(&self, awaited: impl Future<Output = T>) -> Option<T> {
+        unless_silent(&self.bytes, awaited).await
+    }
+}
+
+async fn unless_silent<T>(bytes: &AtomicU64, awaited: impl Future<Output = T>) -> Option<T> {
+    tokio::pin!(awaited);
+    let end = Instant::now() + LOG_DRAIN;
+    let mut seen = bytes.load(Ordering::Relaxed);
+    loop {
+        if let Ok(came) = timeout(LOG_IDLE, &mut awaited).await {
+            return Some(came);
+        }
+        let now = bytes.load(Ordering::Relaxed);
+        if now == seen || Instant::now() > end {
+            return None;
+        }
+        seen = now;
     }
 }
 
@@ -85,8 +132,7 @@ impl Drop for Log {
 mod tests {
     use std::sync::{Mutex, PoisonError};
 
-    use bytes::Bytes;
-    use futures_util::stream::{self, BoxStream};
+    use futures_util::stream;
 
     use super::*;
     use crate::event::{AttemptDetails, Outcome};
@@ -110,7 +156,7 @@ mod tests {
     }
 
     /// `count` bytes, each after `pause`; then the stream ends or stays open.
-    fn bytes(count: u32, pause: Duration, ends: bool) -> BoxStream<'static, Result<LogOutput, bollard::errors::Error>> {
+    fn bytes(count: u32, pause: Duration, ends: bool) -> Output {
         let bytes = stream::iter(0..count).then(move |_| async move {
             tokio::time::sleep(pause).await;
             Ok(LogOutput::StdOut { message: Bytes::from_static(b"x") })
@@ -118,10 +164,10 @@ mod tests {
         if ends { bytes.boxed() } else { bytes.chain(stream::pending()).boxed() }
     }
 
-    async fn drained(output: BoxStream<'static, Result<LogOutput, bollard::errors::Error>>) -> (usize, Duration) {
+    async fn drained(output: Output) -> (usize, Duration) {
         let sink = Arc::new(Collector::default());
         let attached = AttachContainerResults { output, input: Box::pin(tokio::io::sink()) };
-        let log = Log::follow(Arc::clone(&sink) as Arc<dyn AttemptSink>, attached);
+        let log = Log::to_sink(Arc::clone(&sink) as Arc<dyn AttemptSink>, attached);
         let begin = Instant::now();
         log.drain().await;
         (sink.bytes().len(), begin.elapsed())

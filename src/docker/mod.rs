@@ -7,7 +7,9 @@
 //! | `registry`, `image`, `pin` | credentials, pulls, pinned image ids |
 //! | `container` | one container: describe, create, attach, signal, inspect, remove |
 //! | `gpu` | which GPUs there are and who has them |
-//! | `attempt`, `log`, `executor` | one attempt from top to bottom; the `Executor` of a run |
+//! | `limits`, `files` | CPU and memory limits; directories copied into a container |
+//! | `attempt`, `log`, `executor` | one attempt from top to bottom, cold or warm; the `Executor` of a run |
+//! | `frames`, `outlet`, `worker`, `pool` | the protocol with warm workers; one of them; those of a run |
 //! | `sweep` | containers found by label, by any process |
 //!
 //! Decides nothing about the run: no retries, no timeouts, no order.
@@ -18,14 +20,20 @@ mod endpoint;
 mod engine;
 mod error;
 mod executor;
+mod files;
+mod frames;
 mod gpu;
 mod image;
+mod limits;
 mod log;
+mod outlet;
 mod pin;
+mod pool;
 mod registry;
 pub mod run_args;
 mod spec;
 pub mod sweep;
+mod worker;
 
 pub use container::{RunIdentity, label};
 pub use endpoint::Surroundings;
@@ -34,4 +42,4 @@ pub use error::DockerError;
 pub use executor::DockerExecutor;
 pub use image::{PullObserver, PullProgress};
 pub use pin::image_id;
-pub use spec::{ContainerSpec, KeepContainers, PullPolicy, VolumeSpec};
+pub use spec::{ContainerSpec, FilesSpec, Isolation, KeepContainers, PullPolicy, VolumeSpec, WarmSpec};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -75,6 +76,34 @@ pub struct ContainerSpec {
     /// docker-py names, see [`run_args::SUPPORTED`].
     #[serde(default)]
     pub run_args: Map<String, Value>,
+    /// Directories of this machine that are copied into the container before it starts.
+    #[serde(default)]
+    pub files: Vec<FilesSpec>,
+    /// How a worker warms up for the step; none always starts it the plain way.
+    #[serde(default)]
+    pub warm: Option<WarmSpec>,
+}
+
+/// A warm worker: a container like the step's own that gets ready ahead of need and then runs the step when told to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WarmSpec {
+    /// Whether a worker is for one attempt or for many.
+    pub isolation: Isolation,
+    /// Replaces the step's entrypoint.
+    pub entrypoint: Vec<String>,
+    /// Replaces the step's arguments.
+    pub command: Vec<String>,
+}
+
+/// What steps that start warm share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    /// Nothing: every attempt has a container of its own.
+    Container,
+    /// A container, in which every attempt has a process of its own, with all steps whose containers are described alike.
+    Process,
 }
 
 /// A mount.
@@ -88,6 +117,16 @@ pub struct VolumeSpec {
     /// Whether the container may not write.
     #[serde(default)]
     pub read_only: bool,
+}
+
+/// A directory that is copied.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FilesSpec {
+    /// Directory on this machine.
+    pub source: PathBuf,
+    /// Absolute path of the directory in the container; made when it does not exist.
+    pub target: String,
 }
 
 /// When to pull an image.
@@ -140,6 +179,8 @@ impl ContainerSpec {
             name_hint: None,
             working_dir: None,
             run_args: Map::new(),
+            files: Vec::new(),
+            warm: None,
         }
     }
 
@@ -180,6 +221,13 @@ impl ContainerSpec {
                 return Err(DockerError::spec(format!("volumes[{at}].target"), message));
             }
         }
+        if let Some(at) = self.files.iter().position(|files| !files.target.starts_with('/')) {
+            let message = format!("`{}` is not an absolute path in the container", self.files[at].target);
+            return Err(DockerError::spec(format!("files[{at}].target"), message));
+        }
+        if self.warm.as_ref().is_some_and(|warm| warm.entrypoint.is_empty()) {
+            return Err(DockerError::spec("warm.entrypoint", "must name the program of the warm worker"));
+        }
         run_args::RunArgs::parse(&self.run_args).map(|_| ())
     }
 }
@@ -200,6 +248,8 @@ impl fmt::Debug for ContainerSpec {
             .field("labels", &self.labels)
             .field("keep_containers", &self.keep_containers)
             .field("run_args", &self.run_args.keys().collect::<Vec<_>>())
+            .field("files", &self.files)
+            .field("warm", &self.warm)
             .finish_non_exhaustive()
     }
 }

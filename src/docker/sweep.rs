@@ -27,9 +27,9 @@ pub struct ContainerStatus {
     pub id: String,
     /// Name.
     pub name: String,
-    /// Step it belongs to.
+    /// Step it belongs to; empty for a warm worker that serves several.
     pub step: String,
-    /// Attempt number, from 1; 0 when the label does not say.
+    /// Attempt number, from 1; 0 for such a worker.
     pub attempt: u32,
     /// Whether the process runs (or is paused, or restarting).
     pub running: bool,
@@ -114,13 +114,9 @@ pub async fn remove(engine: &Engine, run_id: &str) -> Result<Vec<String>, Docker
     Ok(found.into_iter().zip(removed).filter(|(_, removed)| removed.is_err()).map(|(one, _)| one.name).collect())
 }
 
-/// Removes what an attempt may have left.
-pub(super) async fn remove_attempt(engine: &Engine, place: Place<'_>) -> Result<(), DockerError> {
-    let labels = vec![
-        format!("{}={}", label::RUN, place.run.run_id),
-        format!("{}={}", label::STEP, place.step),
-        format!("{}={}", label::ATTEMPT, place.attempt),
-    ];
+/// Removes what a failed creation may have left.
+pub(super) async fn remove_of(engine: &Engine, place: Place<'_>) -> Result<(), DockerError> {
+    let labels = place.identity().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
     for found in find(engine, labels).await? {
         container::remove(engine, &found.id, &found.name).await?;
     }

@@ -1,7 +1,7 @@
 //! `DockerEngine`.
 
 use std::future::Future;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use pyo3::prelude::*;
@@ -47,15 +47,25 @@ impl Host {
         py: Python<'_>,
         future: impl Future<Output = T> + Send + 'static,
     ) -> PyResult<T> {
+        self.wait_calling(py, future, || Ok(()))
+    }
+
+    /// The same, calling `between` after each slice of the waiting and once at the end. An error of its ends the waiting.
+    fn wait_calling<T: Send + 'static>(
+        &self,
+        py: Python<'_>,
+        future: impl Future<Output = T> + Send + 'static,
+        mut between: impl FnMut() -> PyResult<()>,
+    ) -> PyResult<T> {
         let (sender, receiver) = mpsc::channel();
         let task = self.runtime(py)?.spawn(async move {
             // Fails only when the caller was interrupted.
             let _ = sender.send(future.await);
         });
-        let receiver = std::sync::Mutex::new(receiver);
+        let receiver = Mutex::new(receiver);
         loop {
-            let answer =
-                py.detach(|| receiver.lock().unwrap_or_else(std::sync::PoisonError::into_inner).recv_timeout(SLICE));
+            let answer = py.detach(|| receiver.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(SLICE));
+            between().inspect_err(|_| task.abort())?;
             match answer {
                 Ok(value) => return Ok(value),
                 Err(mpsc::RecvTimeoutError::Timeout) => py.check_signals().inspect_err(|_| task.abort())?,
@@ -133,27 +143,12 @@ impl DockerEngine {
         let engine = self.engine.clone();
         let future =
             async move { docker::image_id(&engine, &reference, policy, platform.as_deref(), Some(observer)).await };
-        let (answer_sender, answer) = mpsc::channel();
-        let task = self.host.runtime(py)?.spawn(async move {
-            let _ = answer_sender.send(future.await);
-        });
-        let ends = std::sync::Mutex::new(answer);
-        loop {
-            let answer =
-                py.detach(|| ends.lock().unwrap_or_else(std::sync::PoisonError::into_inner).recv_timeout(SLICE));
-            if let Some(progress) = &progress {
-                for line in lines.try_iter() {
-                    progress.call1(py, (line,))?;
-                }
-            }
-            match answer {
-                Ok(answer) => return answer.map_err(|error: Arc<DockerError>| docker_error(py, &error)),
-                Err(mpsc::RecvTimeoutError::Timeout) => py.check_signals().inspect_err(|_| task.abort())?,
-                Err(mpsc::RecvTimeoutError::Disconnected) => {
-                    return Err(engine_error(py, "The look for an image ended without an answer; this is a bug."));
-                }
-            }
-        }
+        let tell = || {
+            let Some(progress) = &progress else { return Ok(()) };
+            lines.try_iter().try_for_each(|line| progress.call1(py, (line,)).map(drop))
+        };
+        let resolved = self.host.wait_calling(py, future, tell)?;
+        resolved.map_err(|error: Arc<DockerError>| docker_error(py, &error))
     }
 
     fn containers<'py>(&self, py: Python<'py>, run_id: String) -> PyResult<Vec<Bound<'py, PyDict>>> {

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::engine::{DockerEngine, Host, SLICE};
 use super::errors::{docker_error, engine_error, from_python, plan_error};
-use crate::docker::{ContainerSpec, DockerExecutor, RunIdentity};
+use crate::docker::{ContainerSpec, DockerExecutor, PullObserver, RunIdentity};
 use crate::event::{RunEvent, RunSummary};
 use crate::plan::{Admission, Plan, PlanError, PlanSpec};
 use crate::runner::{Notice, NoticeReceiver, NoticeSender, Run, RunOver, drive, notices};
@@ -65,18 +65,24 @@ impl DockerRun {
             pipeline: plan.pipeline.clone(),
             component: (!component.is_empty()).then(|| component.to_owned()),
         };
-        let executor = DockerExecutor::new(engine.engine.clone(), identity, specs, None)
-            .map_err(|error| docker_error(py, &error))?;
+        let (sender, receiver) = notices();
+        let pulls: PullObserver = {
+            let notices = sender.clone();
+            Arc::new(move |pull| notices.progress(pull.to_string()))
+        };
+        let executor = DockerExecutor::new(engine.engine.clone(), identity, specs, Some(pulls))
+            .map_err(|error| docker_error(py, &error))?
+            .expecting(&plan, admission.max_parallelism);
         let warnings = admission.warnings.iter().map(|w| format!("Step `{}` {}.", w.step, w.message)).collect();
         let (cancels, cancel_inbox) = mpsc::unbounded_channel();
-        let (sender, receiver) = notices();
+        let prepare = executor.can_prepare();
         Ok(Self {
             host: Arc::clone(&engine.host),
             warnings,
             max_parallelism: admission.max_parallelism,
             cancels,
             waiting: Mutex::new(Some(Waiting {
-                run: Run { plan: Arc::new(plan), admission, prepare: false, log_directory: run_directory },
+                run: Run { plan: Arc::new(plan), admission, prepare, log_directory: run_directory },
                 executor: Arc::new(executor),
                 cancels: cancel_inbox,
                 notices: sender,
@@ -206,6 +212,10 @@ impl DockerRun {
             Notice::Warning { step, message } => {
                 dict.set_item("kind", "warning")?;
                 dict.set_item("step", &*step)?;
+                dict.set_item("message", message)?;
+            }
+            Notice::Progress { message } => {
+                dict.set_item("kind", "progress")?;
                 dict.set_item("message", message)?;
             }
             Notice::Judge(judgement) => {

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::logs::{AttemptLog, create_private_directory, log_path};
 use super::notice::{Judgement, Notice, NoticeSender};
 use super::{AttemptControl, AttemptSink, AttemptSpec, Executor, LogStream};
-use crate::event::{AttemptDetails, Outcome, RunEvent, RunSummary};
+use crate::event::{AttemptDetails, Outcome, RunEvent, RunSummary, Usage};
 use crate::plan::{Admission, Plan, StepIndex};
 use crate::schedule::{CancelReason, Effect, Input, ScheduleOptions, Scheduler, StopForce, Verdict};
 
@@ -387,6 +387,11 @@ impl AttemptSink for Sink {
         if let Some(message) = warning {
             self.warning(message);
         }
+    }
+
+    fn measured(&self, usage: Usage) {
+        let event = RunEvent::AttemptMeasured { step: self.name.to_string(), attempt: self.attempt, usage };
+        self.notices.send(Notice::Event(event));
     }
 
     fn settled(&self, outcome: &Outcome) {

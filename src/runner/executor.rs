@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::event::{AttemptDetails, Outcome};
+use crate::event::{AttemptDetails, Outcome, Usage};
 use crate::plan::{Demand, StepIndex};
 use crate::schedule::StopForce;
 
@@ -70,6 +70,8 @@ pub trait AttemptSink: Send + Sync + 'static {
     fn started(&self, details: AttemptDetails);
     /// The process wrote something: raw bytes, cut anywhere.
     fn log(&self, stream: LogStream, bytes: Bytes);
+    /// What the attempt took, if the executor knows; before [`AttemptSink::settled`].
+    fn measured(&self, _usage: Usage) {}
     /// The outcome is certain although cleaning up goes on; `Executor::run` must return the same outcome.
     fn settled(&self, outcome: &Outcome);
     /// Something the user should know that changes no outcome: one sentence.

@@ -41,6 +41,11 @@ pub enum Notice {
         /// One sentence.
         message: String,
     },
+    /// How something goes on that takes a while, such as the pull of an image.
+    Progress {
+        /// One line without an end.
+        message: String,
+    },
     /// An attempt ended otherwise than by completing, and the run waits for a verdict on it.
     Judge(Judgement),
 }
@@ -148,6 +153,11 @@ impl Queue {
 }
 
 impl NoticeSender {
+    /// Tells how something goes on that takes a while: one line without an end.
+    pub fn progress(&self, message: String) {
+        self.send(Notice::Progress { message });
+    }
+
     /// Sends; without effect when the host is gone.
     pub(super) fn send(&self, notice: Notice) {
         self.with_queue(|queue| queue.waiting.push_back(notice));

@@ -47,6 +47,8 @@ pub struct Scheduler {
     running: u32,
     peak: u32,
     attempts: u32,
+    warm_starts: u32,
+    longest_start: Option<Duration>,
     first_failure: Option<Failure>,
     /// When the run started; none before.
     began: Option<Duration>,
@@ -118,6 +120,8 @@ impl Scheduler {
             running: 0,
             peak: 0,
             attempts: 0,
+            warm_starts: 0,
+            longest_start: None,
             first_failure: None,
             began: None,
             over: false,
@@ -227,6 +231,9 @@ impl Scheduler {
             return;
         }
         let stopping = attempt.stop.is_some();
+        let took = now.saturating_sub(attempt.launched);
+        self.longest_start = self.longest_start.max(Some(took));
+        self.warm_starts = self.warm_starts.saturating_add(u32::from(details.warm));
         effects.push(Effect::Emit(RunEvent::AttemptStarted { step: self.name(step), attempt: number, details }));
         if let Some(timeout) = self.plan.step(step).timeout
             && !stopping
@@ -367,6 +374,8 @@ impl Scheduler {
             duration: now.saturating_sub(self.began.unwrap_or(now)),
             peak_parallelism: self.peak,
             attempts: self.attempts,
+            warm_starts: self.warm_starts,
+            longest_start: self.longest_start,
         }));
     }
 

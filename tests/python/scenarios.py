@@ -1,5 +1,6 @@
 """Pipelines that the tests run as a user would: `python scenarios.py NAME`. Copied into a folder of its own."""
 
+import json
 import os
 import signal
 import sys
@@ -9,16 +10,34 @@ from pathlib import Path
 from zenml import pipeline, step
 from zenml.config import DockerSettings, ResourceSettings
 from zenml.config.retry_config import StepRetryConfig
+from zenml.config.schedule import Schedule
 from zenml.enums import ExecutionMode
 
 SCRATCH = os.environ.get("TEST_SCRATCH", "/scratch")
 DOCKER = DockerSettings(parent_image=os.environ.get("TEST_IMAGE", "none"), skip_build=True)
-SCRATCH_VOLUME = {"orchestrator": {"volumes": [f"{SCRATCH}:/scratch"], "environment": {"GREETING": "hello"}}}
+SCRATCH_VOLUME = {
+    "orchestrator": {
+        "volumes": [f"{SCRATCH}:/scratch"],
+        "environment": {"GREETING": "hello"},
+        "isolation": os.environ.get("TEST_ISOLATION", "container"),
+    }
+}
 SETTINGS = {"docker": DOCKER, **SCRATCH_VOLUME}
 
 
 def _leave(name: str) -> None:
     Path("/scratch", name).write_text(f"{time.time()}")
+
+
+OTHER = {
+    "docker": DockerSettings(parent_image=os.environ.get("TEST_OTHER_IMAGE", "none"), skip_build=True),
+    "orchestrator": {
+        "environment": {"GREETING": "bonjour"},
+        "keep_containers": "always",
+        "labels": {"team": "a"},
+        "user": "12345:54321",
+    },
+}
 
 
 @step
@@ -35,6 +54,26 @@ def child(value: int, name: str) -> int:
     time.sleep(2)
     _leave(f"end-{name}")
     return value
+
+
+@step(settings=OTHER)
+def other() -> int:
+    Path("/scratch/token").write_text(os.environ.get("ZENML_STORE_API_TOKEN", ""))
+    print(f"{os.getuid()}:{os.getgid()} says {os.environ['GREETING']} in image {os.environ['OTHER_IMAGE']}")
+    return 1
+
+
+@step
+def usual(value: int) -> int:
+    print(f"{os.getuid()}:{os.getgid()} says {os.environ['GREETING']}, other image: {'OTHER_IMAGE' in os.environ}")
+    return value
+
+
+@step
+def lingers() -> int:
+    _leave("lingering")
+    time.sleep(5)
+    return 1
 
 
 @step
@@ -100,18 +139,26 @@ def _failing(mode: ExecutionMode):
 
 
 @pipeline(enable_cache=False, settings=SETTINGS)
-def retried() -> None:
+def endings() -> None:
+    fails()
+    greedy()
+    too_slow()
     second_time_lucky()
 
 
 @pipeline(enable_cache=False, settings=SETTINGS)
-def out_of_memory() -> None:
-    greedy()
+def differing() -> None:
+    usual(other())
 
 
 @pipeline(enable_cache=False, settings=SETTINGS)
-def timed_out() -> None:
-    too_slow()
+def single() -> None:
+    source()
+
+
+@pipeline(enable_cache=False, settings=SETTINGS)
+def lingering() -> None:
+    usual(lingers())
 
 
 @pipeline(enable_cache=False, settings=SETTINGS)
@@ -129,9 +176,39 @@ def background() -> None:
     source()
 
 
-@pipeline(enable_cache=False, settings={**SETTINGS, "resources": ResourceSettings(memory="900TB")})
-def impossible() -> None:
-    source()
+REFUSED = {
+    "memory": {"resources": ResourceSettings(memory="900TB")},
+    "image": {
+        "docker": DockerSettings(parent_image="step-engine-test/no-such-image:1", skip_build=True),
+        "orchestrator": {"pull_policy": "never"},
+    },
+    "argument": {"orchestrator": {"run_args": {"no_such_argument": 1}}},
+    "detached": {"orchestrator": {"run_args": {"detach": True}}},
+    "volume": {"orchestrator": {"volumes": ["/no/such/folder:/data"]}},
+    "volume_form": {"orchestrator": {"volumes": ["/data"]}},
+    "size": {"orchestrator": {"shm_size": "much"}},
+    "network": {"orchestrator": {"network": "no-such-network"}},
+    "schedule": {},
+    "engine": {},
+}
+
+
+def refused() -> None:
+    """Runs pipelines that cannot run and prints what each was refused with."""
+    for reason, settings in REFUSED.items():
+
+        @pipeline(name=f"refused_{reason}", enable_cache=False, settings={"docker": DOCKER, **settings})
+        def impossible() -> None:
+            source()
+
+        if reason == "schedule":
+            impossible = impossible.with_options(schedule=Schedule(cron_expression="0 * * * *"))
+        if reason == "engine":
+            os.environ["DOCKER_HOST"] = "unix:///no/such/docker.sock"
+        try:
+            impossible()
+        except Exception as error:
+            print(f"REFUSED {json.dumps([reason, type(error).__name__, str(error)])}")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from step_engine import DockerEngine, DockerRun, errors
+
+from orchestrator.driving import owner_lives, owner_lock
 
 
 def container(image: str, script: str, **more: Any) -> dict[str, Any]:
@@ -185,3 +190,54 @@ def test_no_engine_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(errors.DockerError, match="/no/such/socket") as raised:
         DockerEngine()
     assert "\n" not in str(raised.value)
+
+
+def test_the_current_context_is_followed_to_tcp(
+    image: str, label: str, tcp_engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"currentContext": "elsewhere"}))
+    meta = tmp_path / "contexts" / "meta" / hashlib.sha256(b"elsewhere").hexdigest()
+    meta.mkdir(parents=True)
+    context = {"Name": "elsewhere", "Metadata": {}, "Endpoints": {"docker": {"Host": tcp_engine}}}
+    (meta / "meta.json").write_text(json.dumps(context))
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    engine = DockerEngine()
+    assert (engine.info()["address"], engine.info()["local"]) == (tcp_engine, False)
+    plan = {"run_id": label, "steps": [{"name": "a"}]}
+    summary, events = finish(DockerRun(engine, plan, {"a": container(image, "echo far away")}))
+    assert (summary["status"], text(events, "a")) == ("completed", "far away\n")
+    assert engine.containers(label) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(tmp_path)]
+    if subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("only root may mount a small disk")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_is_told_once_and_the_run_goes_on(
+    engine: DockerEngine, image: str, label: str, small_disk: Path
+) -> None:
+    plan = {"run_id": label, "steps": [{"name": "a"}, {"name": "b", "upstream": ["a"]}]}
+    script = "head -c 1000000 /dev/zero | tr '\\0' x | fold -w 100; echo; echo the last line"
+    containers = {name: container(image, script) for name in "ab"}
+    summary, events = finish(DockerRun(engine, plan, containers, run_directory=str(small_disk / "logs")))
+    assert summary["status"] == "completed"
+    assert text(events, "b").endswith("the last line\n")
+    warnings = [event["message"] for event in events if event["kind"] == "warning" and event["step"] == "a"]
+    assert len(warnings) == 1
+    assert "No space left" in warnings[0]
+    with owner_lock(str(small_disk / "logs")):
+        assert owner_lives(str(small_disk / "logs"))
+
+
+def test_a_run_directory_that_cannot_be_made_does_not_stop_the_run(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    directory = str(tmp_path / "file" / "run")
+    with owner_lock(directory):
+        assert owner_lives(directory) is None

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import uuid
+from types import SimpleNamespace
 
 import pytest
 from step_engine.console import Console, describe_outcome
 
-from orchestrator.plan import parse_size, parse_volume
+from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorSettings
+from orchestrator.plan import CONTAINER_PYTHON_PATH, build_container, parse_size, parse_volume
 
 
 def test_step_containers_need_no_native_module() -> None:
@@ -22,6 +25,26 @@ def test_step_containers_need_no_native_module() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["my_docker", "LocalDockerOrchestrator", "True"], done.stderr
+
+
+@pytest.mark.parametrize("same_machine", [True, False])
+def test_a_container_mounts_what_its_engine_can_have(same_machine: bool) -> None:
+    described = build_container(
+        "train",
+        SimpleNamespace(id=uuid.uuid4()),
+        settings=LocalDockerOrchestratorSettings(volumes=["cache:/cache"]),
+        environment={"ZENML_STORE_URL": "http://elsewhere"},
+        image="sha256:1",
+        image_reference="image:1",
+        run_id="run",
+        local_stores_path="/stores" if same_machine else None,
+        default_user=None,
+        same_machine=same_machine,
+    )
+    targets = [volume["target"] for volume in described["volumes"]]
+    own = ["/stores", f"{CONTAINER_PYTHON_PATH}/orchestrator"]
+    assert targets == ["/cache", *(own if same_machine else [])]
+    assert described["environment"].get("ZENML_LOCAL_STORES_PATH") == ("/stores" if same_machine else None)
 
 
 @pytest.mark.parametrize(

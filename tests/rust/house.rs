@@ -23,8 +23,7 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
 const RESERVED: &[&str] = &["tokio", "bytes", "bollard", "aws_sdk_", "pyo3", "pythonize"];
 
 /// Paths that read a clock, the network, files or randomness; the pure modules name none of them.
-/// `std::thread` is not among them, only its clock: the compiler of state machines needs a stack for deep recursion.
-const IMPURE: &[&str] = &["std::fs", "std::net", "std::env", "std::process", "thread::sleep", "SystemTime", "Instant"];
+const IMPURE: &[&str] = &["std::fs", "std::net", "std::env", "std::process", "std::thread", "SystemTime", "Instant"];
 const PURE: &[&str] = &["event", "plan", "schedule", "asl"];
 
 fn source_files(directory: &Path, found: &mut Vec<PathBuf>) {
@@ -131,6 +130,7 @@ fn wrong_imports_are_found() {
         ("schedule", 1, "let x = tokio::time::sleep(d);"),
         ("aws", 1, "use pyo3::prelude::*;"),
         ("plan", 1, "use std::time::Instant;"),
+        ("asl", 1, "std::thread::Builder::new();"),
         ("unheard_of", 1, ""),
     ] {
         let text = if line.is_empty() { "x" } else { line };

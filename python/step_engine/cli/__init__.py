@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     containers.add_argument("run", help="run id, as `zenml pipeline runs list` shows it")
     containers.set_defaults(handle=_containers)
 
-    stop = commands.add_parser("stop", help="stop the containers of a run; ZenML is not told unless its owner lives")
+    stop = commands.add_parser("stop", help="stop a run's containers where `zenml pipeline runs stop` is out of reach")
     stop.add_argument("run", help="run id, as `zenml pipeline runs list` shows it")
     stop.add_argument("--force", action="store_true", help="kill at once rather than ask first")
     stop.add_argument(
@@ -91,7 +91,10 @@ def _engine(engine: DockerEngine, options: argparse.Namespace) -> int:
 
 
 def _containers(engine: DockerEngine, options: argparse.Namespace) -> int:
-    for container in engine.containers(options.run):
+    found = engine.containers(options.run)
+    if not found:
+        print("The engine has no containers of this run.", file=sys.stderr)
+    for container in found:
         print(f"{container['name']}\t{container['step']}\tattempt {container['attempt']}\t{container['state']}")
     return 0
 

@@ -2,6 +2,7 @@ use bollard::models::HostConfig;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::plan::Demand;
 
 fn spec(fields: Value) -> ContainerSpec {
     let mut all = json!({"image": "an-image"});
@@ -13,10 +14,15 @@ fn run() -> RunIdentity {
     RunIdentity { run_id: "1234-5678-9abc".into(), pipeline: "my pipeline".into(), component: Some("c".into()) }
 }
 
+fn of<'a>(step: &'a str, attempt: u32, run: &'a RunIdentity) -> Place<'a> {
+    Place { run, owner: Owner::Attempt { step, attempt } }
+}
+
 fn describe(fields: Value, demand: Demand) -> ContainerCreateBody {
     let (spec, run) = (spec(fields), run());
     let arguments = RunArgs::parse(&spec.run_args).unwrap();
-    body(Place { run: &run, step: "train", attempt: 2 }, &spec, arguments, "sha256:0", demand, None)
+    let limits = Limits::of(&spec, &arguments.host, demand);
+    body(of("train", 2, &run), &spec, arguments, "sha256:0", (limits, Shares::Default), None)
 }
 
 fn host(fields: Value) -> HostConfig {
@@ -26,12 +32,12 @@ fn host(fields: Value) -> HostConfig {
 #[test]
 fn names_are_readable_and_allowed() {
     let run = run();
-    assert_eq!(Place { run: &run, step: "train", attempt: 1 }.name(None), "my_pipeline-train-1-12345678");
-    assert_eq!(Place { run: &run, step: "träin/é", attempt: 3 }.name(Some("-hint-")), "my_pipeline-hint-3-12345678");
+    assert_eq!(of("train", 1, &run).name(None), "my_pipeline-train-1-12345678");
+    assert_eq!(of("träin/é", 3, &run).name(Some("-hint-")), "my_pipeline-hint-3-12345678");
     let odd = RunIdentity { run_id: "…".into(), pipeline: "…".into(), component: None };
-    assert_eq!(Place { run: &odd, step: "s", attempt: 1 }.name(None), "s-1");
+    assert_eq!(of("s", 1, &odd).name(None), "s-1");
     let long = "x".repeat(500);
-    assert!(Place { run: &run, step: &long, attempt: 1 }.name(None).len() < 128);
+    assert!(of(&long, 1, &run).name(None).len() < 128);
 }
 
 #[test]
@@ -120,6 +126,6 @@ fn a_missing_source_is_explained() {
         status: 400,
         message: r#"invalid mount config for type "bind": bind source path does not exist: /gone"#.into(),
     };
-    let text = explain_create(error, "train").to_string();
+    let text = explain_create(error, Owner::Attempt { step: "train", attempt: 1 }).to_string();
     assert!(text.contains("the volume source `/gone` does not exist on the engine's host"), "{text}");
 }

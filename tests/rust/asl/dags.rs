@@ -55,24 +55,7 @@ pub fn dag(family: &str, random: &mut Random, size: usize) -> Dag {
                 layers.push(layer);
             }
         }
-        "ml" => {
-            let sources = (size / 8).max(1);
-            let mut features = Vec::new();
-            for _ in 0..sources {
-                let load = preds.len();
-                preds.extend([vec![], vec![load], vec![load + 1], vec![load + 1]]);
-                features.push(load + 2);
-            }
-            let mut evaluations = Vec::new();
-            for _ in 0..random.range(2, 5) {
-                let of = (0..random.range(1, 3)).map(|_| features[random.range(0, features.len() - 1)]).collect();
-                let train = preds.len();
-                preds.extend([of, vec![train]]);
-                evaluations.push(train + 1);
-            }
-            let compare = preds.len();
-            preds.extend([evaluations, vec![compare]]);
-        }
+        "ml" => preds = ml(random, (size / 8).max(1)),
         "n" => {
             for _ in 0..(size / 4).max(1) {
                 let first = preds.len();
@@ -116,6 +99,27 @@ pub fn dag(family: &str, random: &mut Random, size: usize) -> Dag {
         }
         other => panic!("unknown family {other}"),
     }
+    preds
+}
+
+/// Sources with a split each, models on some of them, one comparison.
+pub fn ml(random: &mut Random, sources: usize) -> Dag {
+    let mut preds: Dag = Vec::new();
+    let mut features = Vec::new();
+    for _ in 0..sources {
+        let load = preds.len();
+        preds.extend([vec![], vec![load], vec![load + 1], vec![load + 1]]);
+        features.push(load + 2);
+    }
+    let mut evaluations = Vec::new();
+    for _ in 0..random.range(2, 5) {
+        let of = (0..random.range(1, 3)).map(|_| features[random.range(0, features.len() - 1)]).collect();
+        let train = preds.len();
+        preds.extend([of, vec![train]]);
+        evaluations.push(train + 1);
+    }
+    let compare = preds.len();
+    preds.extend([evaluations, vec![compare]]);
     preds
 }
 

@@ -63,6 +63,34 @@ fn limits_name_the_step() {
     }
 }
 
+/// A row of two with a branch beside it, inside each other: two levels for each.
+fn onion(layers: usize) -> Plan {
+    let steps: Vec<String> = (0..layers)
+        .flat_map(|at| {
+            let before = if at == 0 { String::new() } else { format!(r#""a{}""#, at - 1) };
+            let inner = if at + 1 == layers { String::new() } else { format!(r#", "e{}""#, at + 1) };
+            [
+                format!(r#"{{"name": "a{at}", "upstream": [{before}]}}"#),
+                format!(r#"{{"name": "x{at}", "upstream": ["a{at}"]}}"#),
+                format!(r#"{{"name": "e{at}", "upstream": ["x{at}"{inner}]}}"#),
+            ]
+        })
+        .collect();
+    plan(&format!("[{}]", steps.join(",")))
+}
+
+#[test]
+fn deep_pipelines_become_machines_inside_machines_and_too_deep_ones_name_a_step() {
+    let compiled = compile(&onion(60), &options(Synchronization::Exact)).expect("compiles");
+    assert!(compiled.machines.len() > 1);
+    for definition in super::definitions(&compiled).values() {
+        super::structure::check(definition);
+    }
+    let error = compile(&onion(70), &options(Synchronization::Exact)).unwrap_err();
+    let AslError::Limit { step: Some(step), limit: 128, actual, .. } = error else { panic!("{error}") };
+    assert!(actual > 128 && step.starts_with('a'), "{step}: {actual}");
+}
+
 #[test]
 fn fargate_sizes_are_the_nearest_that_hold_the_request() {
     let fit = |cpu_millis: u64, mib: u64, gpus: u32| {

@@ -35,8 +35,8 @@ async fn no_engine_says_what_was_tried() {
     }
 }
 
-/// Answers every request with the same JSON, on a socket.
-fn fake_engine(name: &str, answer: &'static str) -> String {
+/// Answers every request with the same status and JSON, on a socket.
+fn fake_engine(name: &str, status: &'static str, answer: &'static str) -> String {
     let path = std::env::temp_dir().join(format!("step-engine-fake-{}-{name}.sock", std::process::id()));
     drop(std::fs::remove_file(&path));
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
@@ -49,8 +49,8 @@ fn fake_engine(name: &str, answer: &'static str) -> String {
                     let Ok(byte) = stream.read_u8().await else { return };
                     head.push(byte);
                 }
-                let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n";
-                let answer = format!("{head}Content-Length: {}\r\n\r\n{answer}", answer.len());
+                let head = "Content-Type: application/json\r\nConnection: close\r\n";
+                let answer = format!("HTTP/1.1 {status}\r\n{head}Content-Length: {}\r\n\r\n{answer}", answer.len());
                 drop(stream.write_all(answer.as_bytes()).await);
             });
         }
@@ -60,7 +60,7 @@ fn fake_engine(name: &str, answer: &'static str) -> String {
 
 #[tokio::test]
 async fn an_engine_that_is_too_old_is_refused() {
-    let host = fake_engine("old", r#"{"ApiVersion": "1.40", "Version": "19.03.15"}"#);
+    let host = fake_engine("old", "200 OK", r#"{"ApiVersion": "1.40", "Version": "19.03.15"}"#);
     let around = Surroundings::new([("DOCKER_HOST".to_owned(), host.clone())]);
     let error = Engine::connect_from(around, ConnectOptions::default()).await.unwrap_err();
     std::fs::remove_file(host.trim_start_matches("unix://")).unwrap();
@@ -72,9 +72,12 @@ async fn an_engine_that_is_too_old_is_refused() {
 
 #[tokio::test]
 async fn something_that_is_no_engine_is_an_error_that_names_it() {
-    let host = fake_engine("other", r#"["hello"]"#);
-    let around = Surroundings::new([("DOCKER_HOST".to_owned(), host.clone())]);
-    let error = Engine::connect_from(around, ConnectOptions::default()).await.unwrap_err().to_string();
-    std::fs::remove_file(host.trim_start_matches("unix://")).unwrap();
-    assert!(error.contains("DOCKER_HOST"), "{error}");
+    for (status, answer) in [("200 OK", r#"["hello"]"#), ("404 Not Found", "")] {
+        let host = fake_engine("other", status, answer);
+        let around = Surroundings::new([("DOCKER_HOST".to_owned(), host.clone())]);
+        let error = Engine::connect_from(around, ConnectOptions::default()).await.unwrap_err().to_string();
+        std::fs::remove_file(host.trim_start_matches("unix://")).unwrap();
+        assert!(error.starts_with(&format!("DOCKER_HOST: {host} is no Docker engine that can be used (")), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
 }

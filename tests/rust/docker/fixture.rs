@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use step_engine::docker::{ConnectOptions, ContainerSpec, DockerExecutor, Engine, PullObserver, RunIdentity, sweep};
-use step_engine::event::{AttemptDetails, Outcome};
+use step_engine::event::{AttemptDetails, Outcome, Usage};
 use step_engine::plan::{Demand, StepIndex};
 use step_engine::runner::{AttemptControl, AttemptSink, AttemptSpec, Executor, LogStream, StopForce};
 use tokio::sync::watch;
@@ -199,6 +199,7 @@ struct Remembered {
     stdout: Vec<u8>,
     stderr: Vec<u8>,
     settled: Vec<(Outcome, Instant)>,
+    usage: Vec<Usage>,
     warnings: Vec<String>,
 }
 
@@ -251,6 +252,10 @@ impl Memory {
         self.get(|state| state.started.as_ref().unwrap().1)
     }
 
+    pub(super) fn usage(&self) -> Vec<Usage> {
+        self.get(|state| state.usage.clone())
+    }
+
     pub(super) fn warnings(&self) -> Vec<String> {
         self.get(|state| state.warnings.clone())
     }
@@ -276,6 +281,10 @@ impl AttemptSink for Memory {
                 LogStream::Stderr => state.stderr.extend_from_slice(&bytes),
             }
         });
+    }
+
+    fn measured(&self, usage: Usage) {
+        self.change(|state| state.usage.push(usage));
     }
 
     fn settled(&self, outcome: &Outcome) {
@@ -307,10 +316,14 @@ impl Running {
         demand: Demand,
         force: Option<StopForce>,
     ) -> Self {
+        let spec = AttemptSpec { step: StepIndex::new(0), name: step.into(), attempt, demand };
+        Self::launch_spec(executor, spec, force)
+    }
+
+    pub(super) fn launch_spec(executor: Arc<DockerExecutor>, spec: AttemptSpec, force: Option<StopForce>) -> Self {
         let (stop, control) = AttemptControl::new();
         stop.send_replace(force);
         let memory = Arc::new(Memory::default());
-        let spec = AttemptSpec { step: StepIndex::new(0), name: step.into(), attempt, demand };
         let end = tokio::spawn(executor.run(spec, control, Arc::clone(&memory) as Arc<dyn AttemptSink>));
         Self { memory, stop, end }
     }

@@ -14,3 +14,4 @@ mod registry;
 mod settings;
 mod stopping;
 mod sweeping;
+mod warm;

@@ -9,32 +9,40 @@ use step_engine::docker::{ConnectOptions, Engine};
 use step_engine::event::Outcome;
 use step_engine::plan::Demand;
 use step_engine::runner::{Executor as _, StopForce};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
 use super::fixture::{Fixture, Running};
 
 /// A socket that hands every connection on to the engine, until it is cut.
-struct Line {
+pub(super) struct Line {
     path: PathBuf,
     engine: PathBuf,
     task: Option<JoinHandle<()>>,
+    /// Requests whose first line has this in it are answered with an error.
+    refused: Option<&'static str>,
 }
 
 impl Line {
-    async fn to(engine: &str, name: &str) -> (Self, Engine) {
+    pub(super) async fn to(engine: &str, name: &str) -> (Self, Engine) {
+        Self::refusing(engine, name, None).await
+    }
+
+    pub(super) async fn refusing(engine: &str, name: &str, refused: Option<&'static str>) -> (Self, Engine) {
         let path = std::env::temp_dir().join(format!("step-engine-line-{}-{name}.sock", std::process::id()));
-        let mut line = Self { path, engine: PathBuf::from(engine), task: None };
+        let mut line = Self { path, engine: PathBuf::from(engine), task: None, refused };
         line.connect();
         let host = Some(format!("unix://{}", line.path.display()));
         let engine = Engine::connect(ConnectOptions { host, ..ConnectOptions::default() }).await.unwrap();
         (line, engine)
     }
 
-    fn connect(&mut self) {
+    pub(super) fn connect(&mut self) {
         drop(std::fs::remove_file(&self.path));
         let listener = UnixListener::bind(&self.path).unwrap();
         let engine = Arc::new(self.engine.clone());
+        let refused = self.refused;
         self.task = Some(tokio::spawn(async move {
             // Dropped with this task, and with it every connection is cut.
             let mut connections = tokio::task::JoinSet::new();
@@ -43,17 +51,46 @@ impl Line {
                 let engine = Arc::clone(&engine);
                 connections.spawn(async move {
                     let mut far = UnixStream::connect(&*engine).await.unwrap();
-                    drop(tokio::io::copy_bidirectional(&mut near, &mut far).await);
+                    match refused {
+                        None => drop(tokio::io::copy_bidirectional(&mut near, &mut far).await),
+                        Some(part) => drop(hand_on(near, far, part).await),
+                    }
                 });
             }
         }));
     }
 
-    async fn cut(&mut self) {
+    pub(super) async fn cut(&mut self) {
         let task = self.task.take().unwrap();
         task.abort();
         drop(task.await);
         std::fs::remove_file(&self.path).unwrap();
+    }
+}
+
+async fn hand_on(near: UnixStream, far: UnixStream, refused: &str) -> std::io::Result<()> {
+    let (mut from_near, mut to_near) = near.into_split();
+    let (mut from_far, mut to_far) = far.into_split();
+    let back = tokio::spawn(async move {
+        let copied = tokio::io::copy(&mut from_far, &mut to_near).await;
+        (copied, to_near)
+    });
+    let mut bytes = vec![0; 64 * 1024];
+    loop {
+        let count = from_near.read(&mut bytes).await?;
+        let text = String::from_utf8_lossy(&bytes[..count]);
+        if text.lines().next().is_some_and(|line| line.ends_with("HTTP/1.1") && line.contains(refused)) {
+            to_far.shutdown().await?;
+            let (_, mut to_near) = back.await?;
+            let answer = "{\"message\": \"no such controller\"}";
+            let head = "HTTP/1.1 500 No\r\nConnection: close\r\nContent-Type: application/json";
+            let length = answer.len();
+            return to_near.write_all(format!("{head}\r\nContent-Length: {length}\r\n\r\n{answer}").as_bytes()).await;
+        }
+        if count == 0 {
+            return to_far.shutdown().await;
+        }
+        to_far.write_all(&bytes[..count]).await?;
     }
 }
 
@@ -63,7 +100,7 @@ impl Drop for Line {
     }
 }
 
-fn socket(fixture: &Fixture) -> Option<String> {
+pub(super) fn socket(fixture: &Fixture) -> Option<String> {
     let path = fixture.engine.info().address.strip_prefix("unix://")?;
     Some(path.to_owned())
 }

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 use step_engine::docker::{DockerError, DockerExecutor, PullObserver, RunIdentity, label, sweep};
 use step_engine::event::Outcome;
-use step_engine::plan::Demand;
-use step_engine::runner::StopForce;
+use step_engine::plan::{Demand, StepIndex};
+use step_engine::runner::{AttemptSpec, Executor as _, StopForce};
 
 use super::fixture::{self, Fixture, Running};
 
@@ -34,6 +34,37 @@ async fn environment_user_volume_and_working_directory() {
     let hosts = json!({"extra_hosts": {"host.docker.internal": "host-gateway"}, "run_args": {"extra_hosts": ["a.test:1.2.3.4"]}});
     let text = fixture.run(&["read", "/etc/hosts"], hosts).await.1.text();
     assert!(text.contains("host.docker.internal") && text.contains("1.2.3.4\ta.test"), "{text}");
+    fixture.leaves_nothing().await;
+}
+
+#[tokio::test]
+async fn directories_are_copied_into_the_container() {
+    let Some(fixture) = Fixture::new("files").await else { return };
+    let directory = std::env::temp_dir().join(format!("step-engine-copied-{}", std::process::id()));
+    std::fs::create_dir_all(directory.join("inner")).unwrap();
+    std::fs::write(directory.join("inner/file"), "from here").unwrap();
+    let warm = json!({"isolation": "container", "entrypoint": ["/probe"], "command": ["worker", "container"]});
+    let fields = json!({"files": [{"source": directory, "target": "/opt/a/b"}], "user": "1234:5678", "warm": warm});
+    let container = fixture.container(&["read", "/opt/a/b/inner/file"], fields.clone());
+    let executor = fixture.executor_of([("read /opt/a/b/inner/file".to_owned(), container)], None);
+    let running = Running::launch(executor.clone(), "read /opt/a/b/inner/file", 1, Demand::default());
+    let (outcome, memory) = running.end().await;
+    assert_eq!((outcome, memory.text().as_str()), (Outcome::Completed, "from here"));
+    let spec = AttemptSpec {
+        step: StepIndex::new(0),
+        name: "read /opt/a/b/inner/file".into(),
+        attempt: 2,
+        demand: Demand::default(),
+    };
+    executor.clone().prepare(spec.clone());
+    let (_, memory) = Running::launch_spec(executor.clone(), spec, None).end().await;
+    assert_eq!((memory.text().as_str(), memory.started().unwrap().warm), ("from here", true));
+    std::fs::remove_dir_all(&directory).unwrap();
+    // The archive is made once in a run; a new run misses the directory.
+    let (outcome, _) = fixture.run(&["exit", "0"], fields).await;
+    let Outcome::LaunchFailed { reason } = outcome else { panic!("{outcome:?}") };
+    assert!(reason.contains("step-engine-copied") && reason.contains("cannot be read"), "{reason}");
+    assert!(executor.close().await.is_empty());
     fixture.leaves_nothing().await;
 }
 

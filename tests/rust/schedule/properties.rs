@@ -269,7 +269,7 @@ impl World<'_> {
                 self.retrying.remove(&step);
             }
             RunEvent::StopRequested { .. } => self.stop_requested = true,
-            RunEvent::RunFinished { .. } => panic!("left to the runner"),
+            RunEvent::AttemptMeasured { .. } | RunEvent::RunFinished { .. } => panic!("left to the runner"),
             RunEvent::RunStarted { .. } | RunEvent::AttemptLaunched { .. } | RunEvent::AttemptStarted { .. } => {}
         }
     }

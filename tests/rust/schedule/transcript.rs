@@ -100,7 +100,9 @@ impl Transcript {
             }
             Effect::Emit(RunEvent::StepFinished { step, status, .. }) => format!("{step} {}", status_word(status)),
             Effect::Emit(RunEvent::StopRequested { .. }) => "stopping".to_owned(),
-            Effect::Emit(RunEvent::RunFinished { .. }) => panic!("left to the runner"),
+            Effect::Emit(RunEvent::AttemptMeasured { .. } | RunEvent::RunFinished { .. }) => {
+                panic!("left to the runner")
+            }
             Effect::Finish(summary) => {
                 let line = format!("run {:?}", summary.status).to_lowercase();
                 self.summary = Some(summary);

@@ -1,0 +1,237 @@
+//! An attempt that a warm worker takes.
+//!
+//! Until the worker says that the step began, everything that goes wrong with it ends in a cold start: the step is started
+//! twice under no circumstances.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::super::container::Found;
+use super::super::error::DockerError;
+use super::super::frames::Done;
+use super::super::outlet::Event;
+use super::super::pool::{Lease, Taken};
+use super::super::worker::{NEVER_BEGAN, Worker};
+use super::{Attempt, EXIT_PATIENCE, Exit, Signals, dispose, has_ended, judge, lost, patiently, wait_once, watch};
+use crate::event::{Outcome, Usage};
+use crate::runner::{AttemptControl, StopForce};
+
+/// A launched step waits so long for its worker to get ready. Then it starts cold, where its own timeout counts.
+const WARM_UP_LIMIT: Duration = Duration::from_secs(300);
+
+/// How long a container may take to end after its output did.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How an attempt begins.
+pub(super) enum Beginning {
+    /// In a worker.
+    Begun(Box<Serving>),
+    /// It does not.
+    Over(Outcome),
+    /// In a container that is started for it.
+    Cold,
+}
+
+/// A worker with a step that has begun.
+pub(super) struct Serving {
+    worker: Worker,
+    lease: Lease,
+    /// Whether the connection is lost with which the beginning was to be told.
+    blind: bool,
+}
+
+/// Takes a worker out of the pool and lets the step begin in it.
+pub(super) async fn begin(attempt: &Attempt, control: &mut AttemptControl) -> Beginning {
+    // Also when it is stopped already: what was prepared for it goes.
+    let taken = attempt.pool.take(&attempt.spec);
+    if control.stop_force().is_some() {
+        return Beginning::Over(Outcome::Stopped);
+    }
+    let beginning = match taken {
+        Some(taken) => begin_in(attempt, taken, control).await,
+        None => Beginning::Cold,
+    };
+    if matches!(beginning, Beginning::Cold)
+        && attempt.container.warm.is_some()
+        && let Some(warning) = attempt.pool.warning()
+    {
+        attempt.sink.warning(warning);
+    }
+    beginning
+}
+
+async fn begin_in(attempt: &Attempt, taken: Taken, control: &mut AttemptControl) -> Beginning {
+    let Taken { worker, lease } = taken;
+    let deadline = Instant::now() + WARM_UP_LIMIT;
+    // Whoever keeps the worker removes it when nobody waits for it any more.
+    let mut worker = tokio::select! {
+        biased;
+        () = control.stop_requested(StopForce::Graceful) => return Beginning::Over(Outcome::Stopped),
+        () = sleep_until(deadline) => return Beginning::Cold,
+        worker = worker => match worker {
+            Ok(worker) => worker,
+            Err(_) => {
+                lease.failed(false);
+                return Beginning::Cold;
+            }
+        },
+    };
+    // A write that fails shows in the worker's end.
+    drop(worker.go(&attempt.spec, attempt.sink.clone()).await);
+    loop {
+        // A worker that is ready has read the word: what stops the step then is up to the step.
+        let force = if worker.ready { StopForce::Kill } else { StopForce::Graceful };
+        tokio::select! {
+            biased;
+            event = worker.event() => match event {
+                Event::Started => {
+                    worker.ready = true;
+                    worker.served += 1;
+                    return Beginning::Begun(Box::new(Serving { worker, lease, blind: false }));
+                }
+                Event::Unfit => {
+                    lease.failed(true);
+                    lease.retire(worker);
+                    return Beginning::Cold;
+                }
+                Event::Ready | Event::Done(_) | Event::Complete => {}
+                Event::Ended => return ended(worker, lease).await,
+            },
+            () = control.stop_requested(force) => {
+                lease.retire(worker);
+                return Beginning::Over(Outcome::Stopped);
+            }
+            () = sleep_until(deadline) => return ended(worker, lease).await,
+        }
+    }
+}
+
+/// No word of the beginning has come, and none is waited for: the worker died or never got ready, or the word was lost with
+/// the connection.
+async fn ended(worker: Worker, lease: Lease) -> Beginning {
+    let mut state = patiently(&worker.container).await;
+    if runs(&state) {
+        // Its output ends a little earlier than it does.
+        drop(timeout(END_PATIENCE, wait_once(&worker.container)).await);
+        state = patiently(&worker.container).await;
+    }
+    let killed = runs(&state) && worker.has_begun().await != Some(true);
+    if killed {
+        // It may read its go at any moment; nothing but its end makes sure that it does not.
+        drop(worker.container.signal("SIGKILL").await);
+        drop(timeout(END_PATIENCE, wait_once(&worker.container)).await);
+        state = patiently(&worker.container).await;
+    }
+    let code = match state {
+        Ok(Found::Here(state)) if !has_ended(&state) && !killed => None,
+        Ok(Found::Here(state)) => state.exit_code,
+        Ok(Found::Gone) => Some(NEVER_BEGAN),
+        Err(error) => {
+            lease.retire(worker);
+            return Beginning::Over(Outcome::Lost { reason: error.to_string() });
+        }
+    };
+    // Without the engine's copy of the output: what ends well has begun.
+    let begun = worker.has_begun().await.unwrap_or(code.is_none_or(|code| code == 0));
+    match (begun, killed) {
+        (true, false) => Beginning::Begun(Box::new(Serving { worker, lease, blind: true })),
+        (true, true) => {
+            lease.retire(worker);
+            Beginning::Over(lost("the connection to the engine broke when the step began"))
+        }
+        (false, _) => {
+            lease.failed(false);
+            lease.retire(worker);
+            Beginning::Cold
+        }
+    }
+}
+
+fn runs(state: &Result<Found, DockerError>) -> bool {
+    matches!(state, Ok(Found::Here(state)) if !has_ended(state))
+}
+
+/// From the beginning of the step to its end. Returns its outcome, and the name of a container that could not be removed.
+pub(super) async fn run(
+    attempt: &Attempt,
+    serving: Box<Serving>,
+    mut control: AttemptControl,
+) -> (Outcome, Option<String>) {
+    let Serving { mut worker, lease, blind } = *serving;
+    if blind {
+        worker.outlet.begin();
+        if worker.log.reconnect(&worker.container).await.is_ok() {
+            attempt.sink.warning("the connection to the engine broke; some output may be missing".to_owned());
+        }
+    }
+    let (container, stop_signal) = (worker.container.clone(), worker.stop_signal.clone());
+    let child = lease.is_shared().then(|| worker.input.clone());
+    // Its process waited long enough to have its handlers.
+    let mut signals = Signals::new(attempt, &container, &stop_signal, child, None);
+    let Worker { log, events, .. } = &mut worker;
+    let exit = watch(&container, log, done_in(events), &mut signals, &mut control).await;
+    let (exit, complete) = all_output(&mut worker, exit).await;
+    let outcome = judge(attempt, &container, exit.clone(), signals.sent).await;
+    if let Exit::Done(Done { peak_memory_bytes: peak @ Some(_), .. }) = exit {
+        attempt.sink.measured(Usage { peak_memory_bytes: peak });
+    }
+    if lease.is_shared() {
+        // Before the end is told: the next step may be waiting for this worker.
+        match exit {
+            Exit::Done(Done { damaged: None, oom: false, .. }) if complete && !worker.log.is_broken() => {
+                lease.give_back(worker);
+            }
+            _ => lease.retire(worker),
+        }
+        attempt.sink.settled(&outcome);
+        return (outcome, None);
+    }
+    attempt.sink.settled(&outcome);
+    let left = end_of(attempt, worker, &outcome, matches!(exit, Exit::Done(_))).await;
+    (outcome, left)
+}
+
+/// The worker's word for the end of its step; never comes once the connection is lost.
+async fn done_in(events: &mut tokio::sync::mpsc::UnboundedReceiver<Event>) -> Done {
+    loop {
+        match events.recv().await {
+            Some(Event::Done(done)) => return done,
+            Some(_) => {}
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Waits for the rest of the output. The worker may have said how the step ended in it; and whether all of it came.
+async fn all_output(worker: &mut Worker, exit: Exit) -> (Exit, bool) {
+    let mut exit = exit;
+    let Worker { log, events, outlet, .. } = worker;
+    let complete = log.unless_silent(async {
+        loop {
+            match events.recv().await {
+                Some(Event::Complete) => return true,
+                Some(Event::Done(done)) => exit = Exit::Done(done),
+                Some(Event::Ended) | None => return false,
+                Some(_) => {}
+            }
+        }
+    });
+    let complete = complete.await == Some(true);
+    outlet.leave();
+    (exit, complete)
+}
+
+/// Lets the container of a worker that served its one step go, or stay if it is to be kept.
+async fn end_of(attempt: &Attempt, worker: Worker, outcome: &Outcome, may_run: bool) -> Option<String> {
+    let container = worker.container.clone();
+    if may_run && super::keeps(attempt, outcome, true) {
+        let ended = timeout(EXIT_PATIENCE, wait_once(&container)).await;
+        if ended.is_err() {
+            // One that has ended needs no signal; one that cannot be told is named when the run is closed.
+            drop(container.signal("SIGKILL").await);
+        }
+    }
+    drop(worker);
+    dispose(attempt, &container, outcome, true).await
+}

@@ -1,0 +1,253 @@
+//! One warm worker: a container that gets ready ahead of need, waits, and runs a step when it is told to go.
+//!
+//! Whoever holds a [`Worker`] owns its container. It is never dropped without [`Worker::remove`], except with the runtime;
+//! then its standard input ends, and the worker with it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard::container::AttachContainerResults;
+use bollard::models::{ContainerCreateBody, HostConfig};
+use bollard::query_parameters::LogsOptionsBuilder;
+use futures_util::stream::StreamExt as _;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::timeout;
+
+use super::container::{self, Container, Owner, Place, RunIdentity};
+use super::engine::Engine;
+use super::error::DockerError;
+use super::files::Archives;
+use super::frames::{self, Frame, Nonce, Piece, Splitter};
+use super::image::Images;
+use super::limits::{Limits, Shares};
+use super::log::Log;
+use super::outlet::{Event, Outlet};
+use super::run_args::RunArgs;
+use super::spec::{ContainerSpec, WarmSpec};
+use crate::event::AttemptDetails;
+use crate::plan::Demand;
+use crate::runner::{AttemptSink, AttemptSpec};
+
+/// Exit code of a worker whose client went away before it was told to go.
+pub(super) const NEVER_BEGAN: i64 = 75;
+
+/// A line to a worker goes into a buffer that is never full; an engine that takes it no sooner is as good as away.
+const WRITE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a worker is made of.
+#[derive(Clone)]
+pub(super) struct Recipe {
+    pub(super) engine: Engine,
+    pub(super) images: Images,
+    pub(super) archives: Archives,
+    pub(super) run: Arc<RunIdentity>,
+    pub(super) spec: Arc<ContainerSpec>,
+    pub(super) warm: WarmSpec,
+    pub(super) purpose: Purpose,
+    /// Of the step that it is made for.
+    pub(super) demand: Demand,
+    /// Whether it warms up at the lowest CPU share, which has to be raised later.
+    pub(super) idles: bool,
+}
+
+/// What a worker is made for.
+#[derive(Clone)]
+pub(super) enum Purpose {
+    /// One attempt.
+    Attempt { step: Arc<str>, attempt: u32 },
+    /// Any step whose container is described alike.
+    Shared { number: u32 },
+}
+
+impl Purpose {
+    fn owner(&self) -> Owner<'_> {
+        match self {
+            Self::Attempt { step, attempt } => Owner::Attempt { step, attempt: *attempt },
+            Self::Shared { number } => Owner::Worker { number: *number },
+        }
+    }
+}
+
+/// Why there is no worker, and the name of a container that stayed against our will.
+#[derive(Debug)]
+pub(super) struct NotMade {
+    pub(super) left: Option<String>,
+}
+
+/// A started worker.
+pub(super) struct Worker {
+    pub(super) container: Container,
+    pub(super) image_id: Arc<str>,
+    pub(super) stop_signal: String,
+    pub(super) input: Input,
+    pub(super) log: Log,
+    pub(super) outlet: Arc<Outlet>,
+    pub(super) events: mpsc::UnboundedReceiver<Event>,
+    /// What the run arguments say.
+    host: Box<HostConfig>,
+    limits: Limits,
+    /// Whether its CPU shares and its CPU limit are those of warming up.
+    sleeps: bool,
+    nonce: Nonce,
+    pub(super) ready: bool,
+    /// Steps that began in it.
+    pub(super) served: usize,
+}
+
+/// A worker's standard input.
+#[derive(Clone)]
+pub(super) struct Input(Arc<Mutex<Pin<Box<dyn AsyncWrite + Send>>>>);
+
+impl Input {
+    /// Writes a line.
+    pub(super) async fn write(&self, line: &[u8]) -> std::io::Result<()> {
+        let written = timeout(WRITE_PATIENCE, async {
+            let mut pipe = self.0.lock().await;
+            pipe.write_all(line).await?;
+            pipe.flush().await
+        });
+        written.await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl Recipe {
+    /// Makes a worker; it warms up from then on. Waiting for the image ends when `unwanted` does.
+    pub(super) async fn make(&self, unwanted: impl Future<Output = ()>) -> Result<Worker, NotMade> {
+        let nothing = || NotMade { left: None };
+        let Self { engine, spec, .. } = self;
+        let arguments = RunArgs::parse(&spec.run_args).map_err(|_| nothing())?;
+        let platform = arguments.platform.clone().or_else(|| spec.platform.clone());
+        let image = arguments.image.clone().unwrap_or_else(|| spec.image.clone());
+        let image_id = tokio::select! {
+            biased;
+            () = unwanted => return Err(nothing()),
+            resolved = self.images.resolve(spec, &image, platform.as_deref()) => resolved.map_err(|_| nothing())?,
+        };
+        let nonce = Nonce::random().map_err(|_| nothing())?;
+        let limits = Limits::of(spec, &arguments.host, self.demand);
+        let place = Place { run: &self.run, owner: self.purpose.owner() };
+        let body = self.body(place, arguments.clone(), &image_id, limits);
+        let created = Container::create(engine, place, spec, platform.as_deref(), body).await;
+        let container = created.map_err(|_| nothing())?;
+        match self.start(&container, &nonce).await {
+            Ok((input, log, outlet, events)) => Ok(Worker {
+                stop_signal: arguments.body.stop_signal.unwrap_or_else(|| "SIGTERM".to_owned()),
+                container,
+                image_id,
+                input,
+                log,
+                outlet,
+                events,
+                host: Box::new(arguments.host),
+                limits,
+                sleeps: self.idles,
+                nonce,
+                ready: false,
+                served: 0,
+            }),
+            Err(_) => Err(NotMade { left: container.remove().await.err().map(|_| container.name.clone()) }),
+        }
+    }
+
+    fn body(&self, place: Place<'_>, arguments: RunArgs, image_id: &str, limits: Limits) -> ContainerCreateBody {
+        let spec = ContainerSpec {
+            entrypoint: self.warm.entrypoint.clone(),
+            command: self.warm.command.clone(),
+            ..ContainerSpec::clone(&self.spec)
+        };
+        let shares = if self.idles { Shares::Idle } else { Shares::Normal };
+        let mut body = container::body(place, &spec, arguments, image_id, (limits, shares), None);
+        body.attach_stdin = Some(true);
+        body.open_stdin = Some(true);
+        // Its input ends with our connection: no worker outlives its client.
+        body.stdin_once = Some(true);
+        body
+    }
+
+    async fn start(
+        &self,
+        container: &Container,
+        nonce: &Nonce,
+    ) -> Result<(Input, Log, Arc<Outlet>, mpsc::UnboundedReceiver<Event>), DockerError> {
+        self.archives.upload(container, &self.spec.files).await?;
+        let AttachContainerResults { output, input } = container.attach(true).await?;
+        container.start().await?;
+        let input = Input(Arc::new(Mutex::new(input)));
+        let greeted = input.write(&frames::hello(nonce)).await;
+        greeted.map_err(|err| DockerError::of("greet a warm worker")(bollard::errors::Error::IOError { err }))?;
+        let (outlet, events) = Outlet::new(nonce);
+        // The log keeps the input, too: a write that fails must not end the connection.
+        let log = Log::follow(Arc::clone(&outlet) as _, output, input.clone());
+        Ok((input, log, outlet, events))
+    }
+}
+
+impl Worker {
+    /// What happens next to it. [`Event::Ended`] when nothing can happen any more.
+    ///
+    /// Cancel safe.
+    pub(super) async fn event(&mut self) -> Event {
+        let event = self.events.recv().await.unwrap_or(Event::Ended);
+        self.ready |= event == Event::Ready;
+        event
+    }
+
+    /// Gives it the CPU of a step and the limits of the one that it was made for.
+    pub(super) async fn wake(&mut self) -> Result<(), DockerError> {
+        self.limit(self.limits).await
+    }
+
+    /// Gives it the CPU and the limits of this step. Asks the engine only if anything changes.
+    pub(super) async fn fit(&mut self, spec: &ContainerSpec, demand: Demand) -> Result<(), DockerError> {
+        self.limit(Limits::of(spec, &self.host, demand)).await
+    }
+
+    async fn limit(&mut self, wanted: Limits) -> Result<(), DockerError> {
+        let engine = self.container.engine.info();
+        let change = if self.sleeps { self.limits.awake(wanted, engine) } else { self.limits.change(wanted, engine) };
+        if let Some(change) = change {
+            self.container.update(change).await?;
+        }
+        self.limits = wanted;
+        self.sleeps = false;
+        Ok(())
+    }
+
+    /// Tells it to go: at once when it is ready, else as soon as it is.
+    pub(super) async fn go(&mut self, spec: &AttemptSpec, sink: Arc<dyn AttemptSink>) -> std::io::Result<()> {
+        let details = AttemptDetails {
+            container_id: Some(self.container.id.clone()),
+            container_name: Some(self.container.name.clone()),
+            image_id: Some(self.image_id.to_string()),
+            warm: true,
+            ..AttemptDetails::default()
+        };
+        self.outlet.call(sink, details);
+        self.input.write(&frames::go(&spec.name, spec.attempt)).await
+    }
+
+    /// Whether it said that the step it was told to run began, as the engine's own copy of its output has it; none when there is no such
+    /// copy.
+    pub(super) async fn has_begun(&self) -> Option<bool> {
+        let options = LogsOptionsBuilder::new().stdout(true).build();
+        let mut copy = self.container.engine.docker.logs(&self.container.id, Some(options));
+        let mut splitter = Splitter::new(&self.nonce);
+        let mut begun = 0;
+        while let Some(piece) = copy.next().await {
+            splitter
+                .push(piece.ok()?.into_bytes(), |piece| begun += usize::from(piece == Piece::Frame(Frame::Started)));
+        }
+        Some(begun > self.served)
+    }
+
+    /// Ends it and removes its container. Returns the container's name when it stays against our will.
+    pub(super) async fn remove(self) -> Option<String> {
+        self.outlet.leave();
+        let Self { container, input, log, .. } = self;
+        // The end of its input is its end, also when the engine does not listen just now.
+        drop((log, input));
+        container.remove().await.err().map(|_| container.name)
+    }
+}

@@ -1,0 +1,124 @@
+//! The connection to the engine breaks while workers warm up, wait, or run a step.
+
+use serde_json::json;
+
+use super::super::outage::{Line, socket};
+use super::*;
+
+async fn bench(name: &str, isolation: &str, options: &[&str], steps: &[&str]) -> Option<(Line, Bench)> {
+    let fixture = Fixture::new(name).await?;
+    let (line, engine) = Line::to(&socket(&fixture)?, &format!("{name}-{isolation}")).await;
+    Some((line, Bench::on(fixture, engine, isolation, options, json!({}), steps)))
+}
+
+async fn pause(milliseconds: u64) {
+    tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+}
+
+#[tokio::test]
+async fn a_worker_ends_with_its_connection_and_the_step_starts_cold() {
+    for (isolation, options) in [("container", "warm=0"), ("container", "warm=60000"), ("process", "warm=0")] {
+        let Some((mut line, bench)) = bench("warm-cut", isolation, &[options], &["say hello", "say never"]).await
+        else {
+            return;
+        };
+        bench.prepare("say hello");
+        bench.until_containers(1).await;
+        pause(500).await;
+        let worker = sweep::list(&bench.fixture.engine, &bench.fixture.run_id).await.unwrap().remove(0);
+        line.cut().await;
+        // Nobody has to remove it for that.
+        let begin = Instant::now();
+        while bench.inspect(&worker.id).await.state.unwrap().running == Some(true) {
+            assert!(begin.elapsed() < Duration::from_secs(30), "the worker outlives its connection");
+            pause(20).await;
+        }
+        assert_eq!(bench.inspect(&worker.id).await.state.unwrap().exit_code, Some(75));
+        line.connect();
+        let (outcome, memory) = bench.launch("say hello").end().await;
+        assert_eq!((outcome, memory.text().as_str()), (Outcome::Completed, "hello\n"));
+        assert_ne!(memory.started().unwrap().container_id.unwrap(), worker.id);
+        bench.ends().await;
+    }
+}
+
+#[tokio::test]
+async fn a_warm_step_survives_an_engine_that_is_away_for_a_while() {
+    for isolation in ["container", "process"] {
+        let Some((mut line, bench)) =
+            bench("warm-outage", isolation, &[], &["graceful", "say next", "say never"]).await
+        else {
+            return;
+        };
+        bench.prepare("graceful");
+        bench.until_awake(1).await;
+        let running = bench.launch("graceful");
+        running.memory.until_ready().await;
+        line.cut().await;
+        pause(1000).await;
+        line.connect();
+        pause(3000).await;
+        running.stop(if isolation == "container" { StopForce::Graceful } else { StopForce::Kill });
+        let (outcome, memory) = running.end().await;
+        assert_eq!(outcome, Outcome::Stopped);
+        assert_eq!(memory.text(), if isolation == "container" { "ready\nbye\n" } else { "ready\n" });
+        let warned = memory.warnings().iter().any(|text| text.contains("some output may be missing"));
+        assert!(warned, "{:?}", memory.warnings());
+        // The connection that was lost tells a worker nothing any more.
+        assert_eq!(bench.launch("say next").end().await.0, Outcome::Completed);
+        bench.ends().await;
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_a_warm_step_while_the_engine_is_away_is_seen_afterwards() {
+    for isolation in ["container", "process"] {
+        let Some((mut line, bench)) = bench("warm-away", isolation, &[], &["sleep 1500", "say never"]).await else {
+            return;
+        };
+        bench.prepare("sleep 1500");
+        bench.until_awake(1).await;
+        let running = bench.launch("sleep 1500");
+        running.memory.until_ready().await;
+        line.cut().await;
+        pause(3000).await;
+        line.connect();
+        assert_eq!(running.end().await.0, Outcome::Completed);
+        bench.ends().await;
+    }
+}
+
+/// Wherever the cut falls, the step runs once, and its outcome is right or lost. It writes down each time that it runs.
+#[tokio::test]
+async fn a_cut_around_the_beginning_never_starts_a_step_twice() {
+    let directory = std::env::temp_dir().join(format!("step-engine-runs-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    for isolation in ["container", "process"] {
+        for at in 0..10_u64 {
+            let Some(fixture) = Fixture::new("warm-begin").await else { return };
+            let Some(socket) = socket(&fixture) else { return };
+            let (mut line, engine) = Line::to(&socket, &format!("begin-{isolation}-{at}")).await;
+            let file = format!("/runs/{isolation}-{at}");
+            let step = format!("append {file}");
+            let volumes = json!({"volumes": [{"source": directory, "target": "/runs"}]});
+            let bench = Bench::on(fixture, engine, isolation, &["warm=300"], volumes, &[&step, "say never"]);
+            bench.prepare(&step);
+            bench.until_containers(1).await;
+            let running = bench.launch(&step);
+            pause(at * 50).await;
+            line.cut().await;
+            // Shorter than anybody notices, or longer.
+            pause(at % 2 * 300).await;
+            line.connect();
+            let (outcome, _) = running.end().await;
+            let runs = std::fs::read(directory.join(format!("{isolation}-{at}"))).unwrap_or_default().len();
+            match outcome {
+                Outcome::Completed => assert_eq!(runs, 1, "cut {at} of {isolation}"),
+                Outcome::Lost { .. } => assert!(runs <= 1, "cut {at} of {isolation}"),
+                other => panic!("cut {at} of {isolation}: {other:?}"),
+            }
+            bench.ends().await;
+        }
+    }
+    std::fs::remove_dir_all(directory).unwrap();
+}
