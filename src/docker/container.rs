@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::time::Duration;
+use std::future::ready;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bollard::container::AttachContainerResults;
 use bollard::models::{
@@ -10,10 +11,11 @@ use bollard::models::{
     MountVolumeOptionsDriverConfig,
 };
 use bollard::query_parameters::{
-    AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, KillContainerOptionsBuilder,
+    AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, EventsOptionsBuilder, KillContainerOptionsBuilder,
     RemoveContainerOptionsBuilder,
 };
-use tokio::time::sleep;
+use futures_util::StreamExt as _;
+use tokio::time::{sleep, timeout};
 
 use super::engine::Engine;
 use super::error::DockerError;
@@ -310,6 +312,30 @@ impl Container {
             Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => Ok(Found::Gone),
             Err(error) => Err(DockerError::of(format!("inspect container {}", self.name))(error)),
         }
+    }
+
+    /// Whether the engine holds the container to a limit of memory.
+    pub(super) async fn has_memory_limit(&self) -> bool {
+        let found = self.engine.docker.inspect_container(&self.id, None).await;
+        found.ok().and_then(|found| found.host_config?.memory).is_some_and(|bytes| bytes > 0)
+    }
+
+    /// Whether anybody asked the engine to kill the container, as far as the engine remembers.
+    #[expect(clippy::disallowed_methods, reason = "the engine remembers by the time of day")]
+    pub(super) async fn was_killed_by_request(&self) -> bool {
+        // An engine whose clock is behind ours would stream until it has caught up.
+        const PATIENCE: Duration = Duration::from_secs(2);
+
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let until = format!("{}.{:09}", now.as_secs(), now.subsec_nanos());
+        let filters = HashMap::from([("container", vec![self.id.as_str()]), ("event", vec!["kill"])]);
+        // Without a beginning the engine tells nothing of the past.
+        let options = EventsOptionsBuilder::new().since("1").until(&until).filters(&filters).build();
+        let kills = self.engine.docker.events(Some(options)).any(|event| {
+            let attributes = event.ok().and_then(|event| event.actor?.attributes);
+            ready(attributes.is_some_and(|all| all.get("signal").is_some_and(|signal| signal == "9")))
+        });
+        timeout(PATIENCE, kills).await.unwrap_or(false)
     }
 
     /// Removes the container and its anonymous volumes, killing it when it runs.

@@ -41,6 +41,26 @@ async fn over_the_memory_limit_is_out_of_memory() {
 }
 
 #[tokio::test]
+async fn a_kill_that_nobody_asked_for_is_put_down_to_the_memory_limit() {
+    let Some(fixture) = Fixture::new("oom-untold").await else { return };
+    // What is seen of a kill whose report got lost: the code.
+    let (outcome, memory) = fixture.start(&["exit", "137"], json!({}), memory_limit(32 * MEBIBYTE)).end().await;
+    assert_eq!(outcome, Outcome::OutOfMemory);
+    assert!(memory.warnings().iter().any(|text| text.contains("memory limit")), "{:?}", memory.warnings());
+    let (outcome, memory) = fixture.run(&["exit", "137"], json!({})).await;
+    assert_eq!((outcome, memory.warnings()), (Outcome::Exited { code: 137 }, vec![]));
+    // Somebody asks the engine.
+    let running = fixture.start(&["sleep", "60000"], json!({}), memory_limit(32 * MEBIBYTE));
+    running.memory.until_ready().await;
+    let found = step_engine::docker::sweep::list(&fixture.engine, &fixture.run_id).await.unwrap();
+    let docker = bollard::Docker::connect_with_defaults().unwrap();
+    docker.kill_container(&found[0].id, None).await.unwrap();
+    let (outcome, _) = running.end().await;
+    assert_eq!(outcome, Outcome::Exited { code: 137 });
+    fixture.leaves_nothing().await;
+}
+
+#[tokio::test]
 async fn a_child_over_the_limit_is_a_warning_beside_the_exit_code() {
     let Some(fixture) = Fixture::new("oom-child").await else { return };
     let bytes = (256 * MEBIBYTE).to_string();
