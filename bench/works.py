@@ -62,5 +62,18 @@ def paced() -> None:
         value = keeps_pace(value)
 
 
-WORKS = {"chain": chain, "fan_out": fan_out, "tutorial": sklearn_pipeline, "heavy": heavy, "paced": paced}
-STEPS = {"chain": 8, "fan_out": 17, "tutorial": 3, "heavy": 2, "paced": 11}
+@pipeline
+def crowd() -> None:
+    for _ in range(64):
+        one()
+
+
+WORKS = {
+    "chain": chain,
+    "fan_out": fan_out,
+    "tutorial": sklearn_pipeline,
+    "heavy": heavy,
+    "paced": paced,
+    "crowd": crowd,
+}
+STEPS = {"chain": 8, "fan_out": 17, "tutorial": 3, "heavy": 2, "paced": 11, "crowd": 64}

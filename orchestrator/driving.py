@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -23,6 +25,60 @@ STATUS_INTERVAL_SECONDS = 2.0
 """How often ZenML is asked whether somebody wants the run to stop."""
 
 _ESCALATION = ("interrupt", "kill", "abandon")
+
+_ANNOUNCE_SECONDS = 3.0
+"""A stop waits so long for ZenML to know of it: steps that are asked to stop look there."""
+
+_ABANDON_SECONDS = 5.0
+"""So long what is still to be written waits for ZenML once the user has had enough."""
+
+_WIND_DOWN_SECONDS = 60.0
+"""So long the containers of a run may take to go when its client fails."""
+
+
+class _Desk:
+    """Does one thing after the other in a thread of its own.
+
+    ZenML's store may be locked or away for minutes; signals and output must not wait for it.
+    """
+
+    def __init__(self) -> None:
+        """Starts the thread. A daemon: a store that never answers keeps no process alive."""
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        # What ZenML keeps in the context, such as where logs go, holds here, too.
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._work,), name="step-engine-zenml", daemon=True)
+        self._thread.start()
+
+    def do(self, task: Callable[[], None]) -> threading.Event:
+        """Adds a task.
+
+        Args:
+            task: What to do.
+
+        Returns:
+            Set when it is done.
+        """
+        done = threading.Event()
+
+        def run() -> None:
+            try:
+                task()
+            except Exception as error:
+                logger.warning("ZenML could not be told what became of the run: %s", error)
+            finally:
+                done.set()
+
+        self._tasks.put(run)
+        return done
+
+    def close(self) -> None:
+        """Ends the thread after what it has to do."""
+        self._tasks.put(None)
+
+    def _work(self) -> None:
+        while task := self._tasks.get():
+            task()
 
 
 class Driver:
@@ -47,6 +103,7 @@ class Driver:
         self._escalated = 0
         self._stop_announced = False
         self._stops_running = False
+        self._failed = False
         self._details: dict[str, dict[str, Any]] = {}
         self._tails: dict[str, list[str]] = {}
         self._stopped: list[str] = []
@@ -58,26 +115,52 @@ class Driver:
             StepFailedError: A step failed.
             RunInterruptedError: The run was stopped.
         """
-        with owner_lock(self._run_directory), self._signal_handlers():
-            self._run.start()
-            next_look = time.monotonic() + STATUS_INTERVAL_SECONDS
-            while not self._run.finished:
-                events = self._run.next_events(0.5)
-                self._pass_signals_on()
-                self._console.handle(event for event in events if event["kind"] != "judge")
-                for event in events:
-                    self._handle(event)
-                if time.monotonic() >= next_look:
-                    self._look_for_stop()
-                    next_look = time.monotonic() + STATUS_INTERVAL_SECONDS
-        self._console.close()
+        self._desk = _Desk()
+        try:
+            with owner_lock(self._run_directory), self._signal_handlers():
+                self._run.start()
+                try:
+                    self._pump()
+                except BaseException as error:
+                    self._wind_down(error)
+                    raise
+                self._console.close()
+                self._finish()
+        finally:
+            self._desk.close()
         self._end()
+
+    def _pump(self) -> None:
+        look: threading.Event | None = None
+        next_look = time.monotonic() + STATUS_INTERVAL_SECONDS
+        while not self._run.finished:
+            events = self._run.next_events(0.5)
+            self._pass_signals_on()
+            self._console.handle(event for event in events if event["kind"] != "judge")
+            for event in events:
+                self._handle(event)
+            if time.monotonic() >= next_look and (look is None or look.is_set()):
+                look = self._desk.do(self._look_for_stop)
+                next_look = time.monotonic() + STATUS_INTERVAL_SECONDS
+
+    def _wind_down(self, error: BaseException) -> None:
+        """The client failed: nothing of the run is to go on without it."""
+        self._failed = True
+        self._run.cancel("kill")
+        deadline = time.monotonic() + _WIND_DOWN_SECONDS
+        with contextlib.suppress(Exception):
+            while not self._run.finished and time.monotonic() < deadline:
+                for event in self._run.next_events(0.5):
+                    self._handle(event)
+        self._wait(
+            self._desk.do(lambda: self._publisher.finish("failed", f"The client failed: {type(error).__name__}"))
+        )
 
     def _handle(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
         if kind == "judge":
             self._tails[event["step"]] = event["log_tail"]
-            self._judge(event)
+            self._desk.do(lambda: self._judge(event))
         elif kind == "attempt_started":
             self._details[event["step"]] = event["details"]
         elif kind == "attempt_measured":
@@ -85,10 +168,13 @@ class Driver:
         elif kind == "stop_requested":
             self._stops_running |= event["stops_running"]
         elif kind == "step_finished":
-            self._step_finished(event)
+            if event["status"] == "stopped":
+                self._stopped.append(event["step"])
+            details = self._details.get(event["step"])
+            self._desk.do(lambda: self._step_finished(event, details))
 
     def _judge(self, event: dict[str, Any]) -> None:
-        stopping = self._stops_running or self._signals > 0
+        stopping = self._stops_running or self._signals > 0 or self._failed
         outcome, may_retry = event["outcome"], True
         try:
             if not stopping and self._publisher.is_stopping():
@@ -100,15 +186,14 @@ class Driver:
             logger.warning("ZenML could not be asked how step `%s` ended: %s", event["step"], error)
         self._run.judge(event["step"], event["attempt"], outcome, may_retry)
 
-    def _step_finished(self, event: dict[str, Any]) -> None:
+    def _step_finished(self, event: dict[str, Any], details: dict[str, Any] | None) -> None:
         step, status = event["step"], event["status"]
         try:
             if status == "failed":
                 self._publisher.ensure_failed(step)
             elif status == "stopped":
-                self._stopped.append(step)
                 self._publisher.ensure_stopped(step)
-            if details := self._details.get(step):
+            if details:
                 metadata = {key: value for key, value in details.items() if value is not None}
                 metadata["outcome"] = (event["outcome"] or {"kind": status})["kind"]
                 self._publisher.publish_step_metadata(step, metadata)
@@ -130,14 +215,44 @@ class Driver:
     def _pass_signals_on(self) -> None:
         if self._signals > 0 and not self._stop_announced:
             self._stop_announced = True
-            self._publisher.announce_stop()
+            announced = self._desk.do(self._publisher.announce_stop)
+            deadline = time.monotonic() + _ANNOUNCE_SECONDS
+            # A second signal does not wait, either.
+            while not announced.wait(0.05) and self._signals < 2 and time.monotonic() < deadline:
+                pass
         while self._escalated < min(self._signals, len(_ESCALATION)):
             self._run.cancel(_ESCALATION[self._escalated])
             self._escalated += 1
 
+    def _finish(self) -> None:
+        """Brings the run to its end in ZenML, after everything that is still to be written."""
+        if (summary := self._run.summary) is None:
+            return
+        failure = self._reason(summary)
+        self._wait(self._desk.do(lambda: self._publisher.finish(summary["status"], failure)))
+
+    def _wait(self, done: threading.Event) -> None:
+        """Waits for the desk: until the user has had enough, and a little longer."""
+        deadline: float | None = None
+        while not done.wait(0.05):
+            if deadline is None and self._signals >= len(_ESCALATION):
+                deadline = time.monotonic() + _ABANDON_SECONDS
+            if deadline is not None and time.monotonic() > deadline:
+                logger.warning(
+                    "ZenML's store did not answer: `zenml pipeline runs refresh` puts the run's status right."
+                )
+                return
+
+    @staticmethod
+    def _reason(summary: dict[str, Any]) -> str | None:
+        from step_engine.console import describe_outcome
+
+        failure = summary["first_failure"]
+        return f"Step `{failure['step']}`: {describe_outcome(failure['outcome'])}" if failure else None
+
     @contextlib.contextmanager
     def _signal_handlers(self) -> Iterator[None]:
-        """Counts SIGINT and SIGTERM while the run lasts. Python allows handlers in the main thread only."""
+        """Counts signals that end programs while the run lasts. Python allows handlers in the main thread only."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -145,7 +260,12 @@ class Driver:
         def count(_signal: int, _frame: object) -> None:
             self._signals += 1
 
-        previous = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        # A terminal that is closed; `nohup` has it ignored, and Windows does not have it.
+        hangup = getattr(signal, "SIGHUP", None)
+        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+            numbers.append(hangup)
+        previous = {number: signal.signal(number, count) for number in numbers}
         try:
             yield
         finally:
@@ -160,8 +280,6 @@ class Driver:
         if summary is None:
             raise RuntimeError("The run ended without a summary.")
         failure = summary["first_failure"]
-        reason = f"Step `{failure['step']}`: {describe_outcome(failure['outcome'])}" if failure else None
-        self._publisher.finish(summary["status"], reason)
         self._console.summary(summary, self._run_directory)
         if summary["status"] == "failed" and failure:
             tail = self._tails.get(failure["step"], [])

@@ -303,13 +303,16 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
 
         from orchestrator.publishing import RunPublisher
 
-        left = DockerEngine().stop_run(
-            str(run.orchestrator_run_id), force=not graceful, grace_seconds=self.config.stop_grace_seconds
-        )
+        run_id = str(run.orchestrator_run_id)
+        engine = DockerEngine()
+        left = engine.stop_run(run_id, force=not graceful)
         if left:
             logger.warning("These containers could not be stopped: %s", ", ".join(left))
-        if owner_is_alive(str(run.orchestrator_run_id)):
+        alive = owner_is_alive(run_id)
+        if alive:
             return  # It sees what happened and writes it down.
+        if alive is False:
+            engine.clear_run(run_id)
         publisher = RunPublisher(run.id, self.id)
         rows = Client().list_run_steps(pipeline_run_id=run.id, exclude_retried=True, size=1000, hydrate=False)
         for row in rows.items:
@@ -335,13 +338,14 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
             return None, None
         rows = Client().list_run_steps(pipeline_run_id=run.id, exclude_retried=True, size=1000, hydrate=False)
         steps = {row.name: row.status for row in rows.items}
-        active = {
-            container["step"]
-            for container in DockerEngine().containers(run_id)
-            if container["state"] in ("created", "running", "restarting", "paused")
-        }
-        if owner_is_alive(run_id) is not False or active:
+        engine = DockerEngine()
+        if owner_is_alive(run_id) is not False or any(
+            # Without an owner nobody starts one that was only created.
+            container["state"] == "running"
+            for container in engine.containers(run_id)
+        ):
             return run.status, (steps if include_steps else None)
+        engine.clear_run(run_id)
         # Nobody drives the run and nothing of it runs: what is unfinished will never finish.
         ended = ExecutionStatus.STOPPED if run.status == ExecutionStatus.STOPPING else ExecutionStatus.FAILED
         steps = {name: status if status.is_finished else ended for name, status in steps.items()}

@@ -64,16 +64,29 @@ class DockerEngine:
             DockerError: The engine does not answer.
         """
 
-    def stop_run(self, run_id: str, *, force: bool, grace_seconds: float = 10.0) -> list[str]:
+    def stop_run(self, run_id: str, *, force: bool, grace_seconds: float | None = None) -> list[str]:
         """Stops every container of a run from outside its owner.
 
         Args:
             run_id: Run id, as in the plan.
             force: Kill at once rather than ask first.
-            grace_seconds: Time between asking and killing.
+            grace_seconds: Time between asking and killing; none is each container's own, from its step's settings.
 
         Returns:
             Names of the containers that still run.
+
+        Raises:
+            DockerError: The engine does not answer.
+        """
+
+    def clear_run(self, run_id: str) -> list[str]:
+        """Removes the containers of a run whose owner is gone: all that do not run, except those that are to be kept.
+
+        Args:
+            run_id: Run id, as in the plan.
+
+        Returns:
+            Names of the containers that could not be removed.
 
         Raises:
             DockerError: The engine does not answer.

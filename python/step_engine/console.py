@@ -60,6 +60,7 @@ class Console:
         self._running: set[str] = set()
         self._done = self._failed = self._ended = 0
         self._progress_shown = False
+        self._deaf = False
 
     def handle(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Shows events; an empty batch only refreshes the progress line.
@@ -159,9 +160,15 @@ class Console:
         return f"\x1b[{colour}m{text}\x1b[0m" if self._colour else text
 
     def _write(self, text: str) -> None:
+        if self._deaf:
+            return
         try:
-            self._stream.write(text)
-        except UnicodeEncodeError:
-            encoding = getattr(self._stream, "encoding", None) or "ascii"
-            self._stream.write(text.encode(encoding, "replace").decode(encoding))
-        self._stream.flush()
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                encoding = getattr(self._stream, "encoding", None) or "ascii"
+                self._stream.write(text.encode(encoding, "replace").decode(encoding))
+            self._stream.flush()
+        except (OSError, ValueError):
+            # Nobody reads any more, as in `… | head`, or the disk is full. The run goes on, its logs are in files.
+            self._deaf = True

@@ -21,7 +21,7 @@ use super::engine::Engine;
 use super::error::DockerError;
 use super::limits::{Limits, Shares};
 use super::run_args::{RunArgs, Volume};
-use super::spec::ContainerSpec;
+use super::spec::{ContainerSpec, KeepContainers};
 use super::sweep;
 
 /// Labels by which containers are found again, also by other processes.
@@ -34,7 +34,9 @@ pub mod label {
     pub const ATTEMPT: &str = "step-engine.attempt";
     /// Number of the warm worker in its run, from 1, in place of step and attempt: it serves several.
     pub const WORKER: &str = "step-engine.worker";
-    /// Id of the orchestrator in ZenML.
+    /// On containers that may stay: `failed` or `always`.
+    pub const KEEP: &str = "step-engine.keep";
+    /// Name of the orchestrator in ZenML.
     pub const COMPONENT: &str = "step-engine.component";
 }
 
@@ -48,7 +50,7 @@ pub struct RunIdentity {
     pub run_id: String,
     /// Name of the pipeline, for the containers' names.
     pub pipeline: String,
-    /// Id of the orchestrator in ZenML.
+    /// Name of the orchestrator in ZenML.
     pub component: Option<String>,
 }
 
@@ -139,6 +141,12 @@ pub(super) fn body(
 
     let mut all_labels: HashMap<_, _> = labels.into_iter().chain(spec.labels.clone()).collect();
     all_labels.extend(place.labels());
+    let keep = match spec.keep_containers {
+        KeepContainers::Never => None,
+        KeepContainers::Failed => Some("failed"),
+        KeepContainers::Always => Some("always"),
+    };
+    all_labels.extend(keep.map(|keep| (label::KEEP.to_owned(), keep.to_owned())));
     body.labels = Some(all_labels);
 
     body.image = Some(image_id.to_owned());

@@ -242,7 +242,19 @@ impl Pool {
     pub(super) fn take(&self, spec: &AttemptSpec) -> Option<Taken> {
         let (start, container) = self.0.starts.get(&*spec.name)?;
         let mut state = self.state();
-        if state.closed || spec.demand.gpus > 0 {
+        if let Start::Shared(key) = start
+            && let Some(group) = state.groups.get_mut(key)
+        {
+            group.unlaunched.remove(&*spec.name);
+        }
+        if state.closed {
+            return None;
+        }
+        if spec.demand.gpus > 0 {
+            if let Start::Shared(key) = start {
+                // Its group may have been kept for it alone.
+                self.balance(&mut state, key);
+            }
             return None;
         }
         let (reply, worker) = oneshot::channel();
@@ -269,7 +281,6 @@ impl Pool {
     fn take_shared(&self, state: &mut State, key: &Arc<str>, spec: &AttemptSpec, wanted: Wanted) -> bool {
         let container = Arc::clone(&wanted.spec);
         let Some(group) = state.groups.get_mut(key) else { return false };
-        group.unlaunched.remove(&*spec.name);
         group.prepared.remove(&spec.step);
         group.forget_dead();
         // One that has just died gives the wish back.
@@ -565,5 +576,34 @@ impl Group {
             before.copied().find(|before| serves(before) && !left.contains(before)).is_some_and(|b| left.insert(b))
         };
         self.prepared.iter().filter(|(step, _)| !inherits(step, &mut left)).map(|(_, spec)| spec.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn start(isolation: Isolation, run_args: serde_json::Value) -> Start {
+        let warm = WarmSpec { isolation, entrypoint: vec!["worker".to_owned()], command: Vec::new() };
+        let run_args = serde_json::from_value(run_args).unwrap();
+        Start::of(&ContainerSpec { warm: Some(warm), run_args, ..ContainerSpec::of_image("a") })
+    }
+
+    #[test]
+    fn what_only_one_container_can_have_is_never_claimed_ahead_of_need() {
+        for run_args in [
+            json!({"ports": {"80/tcp": 8080}}),
+            json!({"mac_address": "02:42:ac:11:65:43"}),
+            json!({"device_requests": [{"count": -1, "capabilities": [["gpu"]]}]}),
+        ] {
+            for isolation in [Isolation::Container, Isolation::Process] {
+                assert_eq!(start(isolation, run_args.clone()), Start::Cold, "{run_args}");
+            }
+        }
+        // The engine gives every container ports of its own.
+        assert_eq!(start(Isolation::Container, json!({"publish_all_ports": true})), Start::Own);
+        assert!(matches!(start(Isolation::Process, json!({})), Start::Shared(_)));
     }
 }

@@ -17,6 +17,9 @@ use crate::runner::StopForce;
 /// Waiting time after SIGKILL until a container counts as left running.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
+/// What a container gets that says nothing of its own, as with `docker stop`.
+const DEFAULT_GRACE: Duration = Duration::from_secs(10);
+
 /// How often containers that are asked to stop are looked at: nobody waits on a stream here.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -35,6 +38,8 @@ pub struct ContainerStatus {
     pub running: bool,
     /// Whether it was created and never started.
     pub created: bool,
+    /// Whether it is to stay for inspection, at least when it failed.
+    pub kept: bool,
     /// Exit code, when it has ended.
     pub exit_code: Option<i64>,
     /// Whether the kernel killed a process of it for memory.
@@ -66,6 +71,8 @@ pub async fn list(engine: &Engine, run_id: &str) -> Result<Vec<ContainerStatus>,
 /// Stops every container of a run, and those that appear meanwhile. Does not remove them: their owner judges their end.
 /// Containers that were created and not started are removed, so that nobody starts them.
 ///
+/// `grace` is the time between SIGTERM and SIGKILL; none is each container's own, which its step's settings gave it.
+///
 /// Returns the names of the containers that still run.
 ///
 /// # Errors
@@ -74,34 +81,73 @@ pub async fn stop(
     engine: &Engine,
     run_id: &str,
     force: StopForce,
-    grace: Duration,
+    grace: Option<Duration>,
 ) -> Result<Vec<String>, DockerError> {
     let filter = || vec![format!("{}={run_id}", label::RUN)];
-    let patience = if force == StopForce::Kill { Duration::ZERO } else { grace };
-    let mut signalled: HashMap<String, StopForce> = HashMap::new();
-    let begin = Instant::now();
+    let mut asked: HashMap<String, Asked> = HashMap::new();
     loop {
         let mut present = find(engine, filter()).await?;
         let created: Vec<_> = present.extract_if(.., |container| container.created).collect();
         join_all(created.iter().map(|one| container::remove(engine, &one.id, &one.name))).await;
         present.retain(|container| container.running);
-        let waited = begin.elapsed();
-        if present.is_empty() || waited > patience + KILL_PATIENCE {
+        let new: Vec<_> = present.iter().filter(|container| !asked.contains_key(&container.id)).collect();
+        let patience = join_all(new.iter().map(|container| async {
+            match (force, grace) {
+                (StopForce::Kill, _) => Duration::ZERO,
+                (_, Some(grace)) => grace,
+                (_, None) => own_grace(engine, &container.id).await,
+            }
+        }));
+        let patience = patience.await;
+        let now = Instant::now();
+        for (container, patience) in new.into_iter().zip(patience) {
+            asked.insert(container.id.clone(), Asked { force: None, kill_at: now + patience });
+        }
+        let given_up = |id: &String| asked.get(id).is_some_and(|asked| now > asked.kill_at + KILL_PATIENCE);
+        if present.iter().all(|container| given_up(&container.id)) {
             return Ok(present.into_iter().map(|container| container.name).collect());
         }
-        let wanted = if waited >= patience { StopForce::Kill } else { StopForce::Graceful };
-        let signal = if wanted == StopForce::Kill { "SIGKILL" } else { "SIGTERM" };
-        let behind = present.iter().filter(|container| signalled.get(&container.id) < Some(&wanted));
-        let behind: Vec<_> = behind.map(|container| container.id.clone()).collect();
-        join_all(behind.iter().map(|id| async {
+        let mut signals = Vec::new();
+        for container in &present {
+            let Some(asked) = asked.get_mut(&container.id) else { continue };
+            let wanted = if now >= asked.kill_at { StopForce::Kill } else { StopForce::Graceful };
+            if asked.force < Some(wanted) {
+                asked.force = Some(wanted);
+                signals.push((&container.id, if wanted == StopForce::Kill { "SIGKILL" } else { "SIGTERM" }));
+            }
+        }
+        join_all(signals.into_iter().map(|(id, signal)| async move {
             let options = KillContainerOptionsBuilder::new().signal(signal).build();
             // One that has ended meanwhile is not running at the next look; one that resists is reported in the end.
             drop(engine.docker.kill_container(id, Some(options)).await);
         }))
         .await;
-        signalled.extend(behind.into_iter().map(|id| (id, wanted)));
         sleep(LOOK_EVERY).await;
     }
+}
+
+/// What a container was asked.
+struct Asked {
+    force: Option<StopForce>,
+    kill_at: Instant,
+}
+
+/// The time that a container was created with.
+async fn own_grace(engine: &Engine, id: &str) -> Duration {
+    let inspected = engine.docker.inspect_container(id, None).await.ok();
+    let seconds = inspected.and_then(|found| found.config?.stop_timeout);
+    seconds.and_then(|seconds| u64::try_from(seconds).ok()).map_or(DEFAULT_GRACE, Duration::from_secs)
+}
+
+/// Removes the containers of a run whose owner is gone: all that do not run, except those that are to be kept. Returns the
+/// names of those that could not be removed.
+///
+/// # Errors
+/// [`DockerError`] when the engine cannot be asked.
+pub async fn clear(engine: &Engine, run_id: &str) -> Result<Vec<String>, DockerError> {
+    let mut found = find(engine, vec![format!("{}={run_id}", label::RUN)]).await?;
+    found.retain(|container| !container.running && !container.kept);
+    Ok(remove_all(engine, found).await)
 }
 
 /// Removes every container of a run, running or not. Returns the names of those that could not be removed.
@@ -110,8 +156,12 @@ pub async fn stop(
 /// [`DockerError`] when the engine cannot be asked.
 pub async fn remove(engine: &Engine, run_id: &str) -> Result<Vec<String>, DockerError> {
     let found = find(engine, vec![format!("{}={run_id}", label::RUN)]).await?;
+    Ok(remove_all(engine, found).await)
+}
+
+async fn remove_all(engine: &Engine, found: Vec<ContainerStatus>) -> Vec<String> {
     let removed = join_all(found.iter().map(|one| container::remove(engine, &one.id, &one.name))).await;
-    Ok(found.into_iter().zip(removed).filter(|(_, removed)| removed.is_err()).map(|(one, _)| one.name).collect())
+    found.into_iter().zip(removed).filter(|(_, removed)| removed.is_err()).map(|(one, _)| one.name).collect()
 }
 
 /// Removes what a failed creation may have left.
@@ -141,6 +191,7 @@ async fn find(engine: &Engine, labels: Vec<String>) -> Result<Vec<ContainerStatu
                 attempt: labels.get(label::ATTEMPT).and_then(|text| text.parse().ok()).unwrap_or_default(),
                 running: matches!(summary.state, Some(RUNNING | PAUSED | RESTARTING)),
                 created: summary.state == Some(CREATED),
+                kept: labels.contains_key(label::KEEP),
                 exit_code: None,
                 out_of_memory: false,
                 image_id: summary.image_id,

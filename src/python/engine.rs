@@ -177,14 +177,29 @@ impl DockerEngine {
             .collect()
     }
 
-    #[pyo3(signature = (run_id, *, force, grace_seconds=10.0))]
-    fn stop_run(&self, py: Python<'_>, run_id: String, force: bool, grace_seconds: f64) -> PyResult<Vec<String>> {
-        let grace = Duration::try_from_secs_f64(grace_seconds)
-            .map_err(|_| engine_error(py, format!("grace_seconds must be 0 or more, got {grace_seconds}.")))?;
+    #[pyo3(signature = (run_id, *, force, grace_seconds=None))]
+    fn stop_run(
+        &self,
+        py: Python<'_>,
+        run_id: String,
+        force: bool,
+        grace_seconds: Option<f64>,
+    ) -> PyResult<Vec<String>> {
+        let wrong = |seconds| engine_error(py, format!("grace_seconds must be 0 or more, got {seconds}."));
+        let grace = grace_seconds
+            .map(|seconds| Duration::try_from_secs_f64(seconds).map_err(|_| wrong(seconds)))
+            .transpose()?;
         let force = if force { StopForce::Kill } else { StopForce::Graceful };
         let engine = self.engine.clone();
         self.host
             .wait(py, async move { docker::sweep::stop(&engine, &run_id, force, grace).await })?
+            .map_err(|error| docker_error(py, &error))
+    }
+
+    fn clear_run(&self, py: Python<'_>, run_id: String) -> PyResult<Vec<String>> {
+        let engine = self.engine.clone();
+        self.host
+            .wait(py, async move { docker::sweep::clear(&engine, &run_id).await })?
             .map_err(|error| docker_error(py, &error))
     }
 }

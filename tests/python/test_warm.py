@@ -100,6 +100,9 @@ def test_workers_do_not_survive_a_killed_client(
         # The step itself goes on to its end, as in any container.
         until(lambda: ended("abandoned").attempts["lasts"] == ["completed"], "the step to end")
         until(lambda: not alive(label), "the last container to end", 10)
+        project.zenml("pipeline", "runs", "refresh", label)
+        run = ended("abandoned")
+        assert (run.status, run.containers) == ("failed", [])
     finally:
         left = ended("abandoned").containers
         if left:

@@ -62,7 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     stop.add_argument("run", help="run id, as `zenml pipeline runs list` shows it")
     stop.add_argument("--force", action="store_true", help="kill at once rather than ask first")
     stop.add_argument(
-        "--grace-seconds", type=_seconds, default=10.0, help="seconds between asking and killing (default: 10)"
+        "--grace-seconds",
+        type=_seconds,
+        default=None,
+        help="seconds between asking and killing (default: each step's own)",
     )
     stop.set_defaults(handle=_stop)
     asl.add_to(commands)

@@ -13,6 +13,7 @@ unsafe extern "C" {
     fn signal(number: i32, handler: usize) -> usize;
     fn _exit(code: i32) -> !;
     fn write(descriptor: i32, bytes: *const u8, count: usize) -> isize;
+    fn sleep(seconds: u32) -> u32;
 }
 
 extern "C" fn say_bye(_: i32) {
@@ -77,6 +78,18 @@ fn step(arguments: &[String]) {
         }
         "graceful" => {
             unsafe { signal(SIGTERM, say_bye as *const () as usize) };
+            writeln!(out, "ready").unwrap();
+            thread::sleep(Duration::from_secs(600));
+        }
+        "slow" => {
+            // Longer than an engine waits by default.
+            extern "C" fn done(_: i32) {
+                unsafe {
+                    sleep(12);
+                    _exit(3);
+                }
+            }
+            unsafe { signal(SIGTERM, done as *const () as usize) };
             writeln!(out, "ready").unwrap();
             thread::sleep(Duration::from_secs(600));
         }

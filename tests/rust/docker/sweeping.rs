@@ -22,7 +22,7 @@ async fn a_run_is_stopped_gracefully_or_at_once_from_outside() {
             running.memory.until_ready().await;
         }
         let begin = Instant::now();
-        assert!(sweep::stop(&fixture.engine, &fixture.run_id, force, grace).await.unwrap().is_empty());
+        assert!(sweep::stop(&fixture.engine, &fixture.run_id, force, Some(grace)).await.unwrap().is_empty());
         assert!(begin.elapsed() < Duration::from_secs(30));
         let [a, b] = running;
         // The owner was not told: for it, its steps ended as the signals end them.
@@ -30,6 +30,39 @@ async fn a_run_is_stopped_gracefully_or_at_once_from_outside() {
         assert_eq!(a.end().await.0, Outcome::Exited { code: if graceful { 3 } else { 137 } });
         assert_eq!(b.end().await.0, Outcome::Exited { code: 137 });
     }
+    fixture.leaves_nothing().await;
+}
+
+#[tokio::test]
+async fn every_container_has_the_grace_of_its_own_step() {
+    let Some(fixture) = Fixture::new("own-grace").await else { return };
+    // The patient one would need longer than any other has.
+    let patient = fixture.start(&["slow"], json!({"stop_grace_seconds": 600}), Demand::default());
+    patient.memory.until_ready().await;
+    assert!(sweep::stop(&fixture.engine, &fixture.run_id, StopForce::Graceful, None).await.unwrap().is_empty());
+    assert_eq!(patient.end().await.0, Outcome::Exited { code: 3 });
+    fixture.leaves_nothing().await;
+}
+
+#[tokio::test]
+async fn what_a_dead_owner_left_is_removed_except_what_is_to_be_kept() {
+    let Some(fixture) = Fixture::new("orphans").await else { return };
+    let abandon = async |more| {
+        let running = fixture.start(&["stubborn"], more, Demand::default());
+        running.memory.until_ready().await;
+        let name = running.memory.started().unwrap().container_name.unwrap();
+        running.abandon();
+        name
+    };
+    let names = [abandon(json!({})).await, abandon(json!({"keep_containers": "failed"})).await];
+    let listed = async || sweep::list(&fixture.engine, &fixture.run_id).await.unwrap();
+    assert!(sweep::clear(&fixture.engine, &fixture.run_id).await.unwrap().is_empty());
+    assert_eq!(listed().await.len(), 2, "both run");
+    assert!(sweep::stop(&fixture.engine, &fixture.run_id, StopForce::Kill, None).await.unwrap().is_empty());
+    assert!(sweep::clear(&fixture.engine, &fixture.run_id).await.unwrap().is_empty());
+    let left: Vec<_> = listed().await.into_iter().map(|container| container.name).collect();
+    assert_eq!(left, names[1..]);
+    assert!(sweep::remove(&fixture.engine, &fixture.run_id).await.unwrap().is_empty());
     fixture.leaves_nothing().await;
 }
 
@@ -51,7 +84,7 @@ async fn other_runs_are_left_alone() {
     let (Some(mine), Some(other)) = (Fixture::new("mine").await, Fixture::new("other").await) else { return };
     let running = other.start(&["sleep", "60000"], json!({}), Demand::default());
     running.memory.until_ready().await;
-    assert!(sweep::stop(&mine.engine, &mine.run_id, StopForce::Kill, Duration::ZERO).await.unwrap().is_empty());
+    assert!(sweep::stop(&mine.engine, &mine.run_id, StopForce::Kill, Some(Duration::ZERO)).await.unwrap().is_empty());
     assert!(sweep::remove(&mine.engine, &mine.run_id).await.unwrap().is_empty());
     assert_eq!(sweep::list(&other.engine, &other.run_id).await.unwrap().len(), 1);
     running.stop(StopForce::Kill);

@@ -182,7 +182,8 @@ async fn workers_are_stopped_from_outside_as_steps_are() {
         bench.prepare("say hello");
         bench.until_awake(2).await;
         let grace = Duration::from_secs(60);
-        let left = sweep::stop(&bench.fixture.engine, &bench.fixture.run_id, StopForce::Graceful, grace).await.unwrap();
+        let left =
+            sweep::stop(&bench.fixture.engine, &bench.fixture.run_id, StopForce::Graceful, Some(grace)).await.unwrap();
         assert!(left.is_empty(), "{left:?}");
         // The worker of a shared step goes with the signal, and the step's process with the worker.
         let code = if isolation == "container" { 3 } else { 143 };

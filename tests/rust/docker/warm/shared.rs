@@ -84,6 +84,20 @@ async fn workers_go_when_no_step_can_need_them_any_more() {
 }
 
 #[tokio::test]
+async fn no_worker_is_kept_for_a_step_that_starts_cold_for_its_gpu() {
+    let Some(bench) = bench("shared-gpu", &[], &["say one", "say two"]).await else { return };
+    bench.prepare("say one");
+    bench.run_warm("say one").await;
+    bench.until_containers(1).await;
+    // More than any machine has: the step fails before it has a container.
+    let spec = AttemptSpec { demand: Demand { gpus: 1000, ..Demand::default() }, ..bench.spec("say two", 1) };
+    let (outcome, _) = Running::launch_spec(bench.executor.clone(), spec, None).end().await;
+    assert!(matches!(outcome, Outcome::LaunchFailed { .. }), "{outcome:?}");
+    bench.until_containers(0).await;
+    bench.ends().await;
+}
+
+#[tokio::test]
 async fn workers_are_shared_only_by_steps_whose_containers_are_alike() {
     let Some(fixture) = Fixture::new("keys").await else { return };
     let describe = |step: &str, more: Value| {

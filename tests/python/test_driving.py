@@ -1,0 +1,143 @@
+"""The pump between a run, the console and ZenML, without an engine and without a store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from step_engine.console import Console
+from step_engine.errors import RunInterruptedError, StepFailedError
+
+from orchestrator import driving
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SUMMARY = {
+    "status": "stopped",
+    "steps": [["a", "stopped"]],
+    "duration": 1.0,
+    "peak_parallelism": 1,
+    "warm_starts": 0,
+    "left_running": [],
+    "first_failure": None,
+}
+
+
+class Run:
+    """A run whose one step lasts until somebody cancels it; `first` is what it says before."""
+
+    def __init__(self, *first: dict[str, Any]) -> None:
+        self.events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.cancels: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.reasons: list[str] = []
+        self.verdicts: list[tuple[dict[str, Any], bool]] = []
+        self.finished = False
+        self.summary: dict[str, Any] | None = None
+        for event in first:
+            self.events.put(event)
+
+    def start(self) -> None:
+        pass
+
+    def next_events(self, seconds: float) -> list[dict[str, Any]]:
+        try:
+            return [self.events.get(timeout=seconds)]
+        except queue.Empty:
+            return []
+
+    def judge(self, _step: str, _attempt: int, outcome: dict[str, Any], may_retry: bool) -> None:
+        self.verdicts.append((outcome, may_retry))
+
+    def cancel(self, reason: str) -> None:
+        self.reasons.append(reason)
+        self.cancels.put(reason)
+        self.summary, self.finished = SUMMARY, True
+
+
+class Store:
+    """ZenML. Answers once it is back."""
+
+    def __init__(self, *, away: bool = False) -> None:
+        self.asked = threading.Event()
+        self.back = threading.Event()
+        self.finished: list[str] = []
+        if not away:
+            self.back.set()
+
+    def is_stopping(self) -> bool:
+        self.asked.set()
+        assert self.back.wait(60)
+        return False
+
+    def announce_stop(self) -> None:
+        assert self.back.wait(60)
+
+    def judge(self, _step: str, outcome: dict[str, Any], stopping: bool) -> tuple[dict[str, Any], bool]:
+        return ({"kind": "stopped"}, False) if stopping else (outcome, True)
+
+    def finish(self, status: str, _reason: str | None) -> None:
+        self.finished.append(status)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_passed_on_while_the_store_is_away(tmp_path: Path, number: signal.Signals) -> None:
+    run, store = Run(), Store(away=True)
+    seen: list[str] = []
+
+    def user() -> None:
+        store.asked.wait(60)
+        os.kill(os.getpid(), number)
+        # Without the store's answer, which comes only now.
+        seen.append(run.cancels.get(timeout=30))
+        store.back.set()
+
+    pressing = threading.Thread(target=user)
+    pressing.start()
+    try:
+        with pytest.raises(RunInterruptedError):
+            driving.Driver(run, store, ["a"], str(tmp_path)).drive()  # pyright: ignore[reportArgumentType]
+    finally:
+        store.back.set()
+        pressing.join()
+    assert (seen, store.finished) == (["interrupt"], ["stopped"])
+
+
+def test_a_client_that_fails_takes_its_run_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = {"kind": "judge", "step": "a", "attempt": 1, "outcome": {"kind": "exited", "code": 1}, "log_tail": []}
+    run, store = Run({"kind": "attempt_started", "step": "a", "attempt": 1, "details": {}}, judged), Store()
+
+    def fail(_self: Console, _events: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Console, "handle", fail)
+    with pytest.raises(MemoryError):
+        driving.Driver(run, store, ["a"], str(tmp_path)).drive()  # pyright: ignore[reportArgumentType]
+    assert (run.reasons, store.finished) == (["kill"], ["failed"])
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    run, store = Run({"kind": "log", "step": "a", "attempt": 1, "stream": "stdout", "text": "one\n"}), Store()
+
+    def next_events(seconds: float) -> list[dict[str, Any]]:
+        events = Run.next_events(run, seconds)
+        if not events:
+            failed = {"step": "a", "outcome": {"kind": "exited", "code": 1}}
+            run.summary = {**SUMMARY, "status": "failed", "first_failure": failed}
+            run.finished = True
+        return events
+
+    monkeypatch.setattr(run, "next_events", next_events)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(writing, "w", buffering=1) as stream:
+        driver = driving.Driver(run, store, ["a"], str(tmp_path))  # pyright: ignore[reportArgumentType]
+        driver._console = Console(["a"], stream)
+        with pytest.raises(StepFailedError, match="exit code 1"):
+            driver.drive()
+    assert (run.reasons, store.finished) == ([], ["failed"])
