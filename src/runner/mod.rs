@@ -3,8 +3,10 @@
 pub mod conformance;
 mod drive;
 mod executor;
+pub mod journal;
 mod logs;
 mod notice;
+pub mod replay;
 mod simulate;
 
 pub use drive::{Run, drive};

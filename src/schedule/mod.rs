@@ -16,11 +16,14 @@ use std::time::Duration;
 pub use cancel::GIVE_UP_AFTER_KILL;
 pub use scheduler::{ScheduleOptions, Scheduler};
 
+use serde::{Deserialize, Serialize};
+
 use crate::event::{AttemptDetails, Outcome, RunEvent, RunSummary};
 use crate::plan::StepIndex;
 
-/// What the outside tells the scheduler.
-#[derive(Debug, Clone, PartialEq)]
+/// What the outside tells the scheduler. Its written form is part of a run's journal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Input {
     /// The run begins. The first input, once.
     Start,
@@ -62,7 +65,7 @@ pub enum Input {
 }
 
 /// How an attempt ended, as the scheduler has to take it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// How it ended.
     pub outcome: Outcome,
@@ -71,7 +74,8 @@ pub struct Verdict {
 }
 
 /// Why a run ends early, from mild to severe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum CancelReason {
     /// A step failed under `STOP_ON_FAILURE`: nothing new starts, what runs finishes.
     StopOnFailure,

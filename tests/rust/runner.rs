@@ -2,5 +2,6 @@
 
 mod ending;
 mod host;
+mod journal;
 mod logs;
 mod running;
