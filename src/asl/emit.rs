@@ -1,13 +1,14 @@
 //! Tree -> states. Continuations are names, so parts are written from the last to the first.
 //!
 //! Payload, in modes that go on after a failure: `$.s` holds `failed` and `skipped` (labels, each followed by a comma) of the
-//! current branch and the `signal` of its last step that did not complete; `$.up.bad` the labels that a barrier has passed on;
-//! `$.prior` what the branch around had collected before. Under `FAIL_FAST` the payload is not touched.
+//! current branch and the `signal` that its last step gives who waits for it; `$.up.bad` the labels that a barrier has passed on;
+//! `$.prior` what the branch around had collected before. Under `FAIL_FAST` nothing is read from the payload but
+//! `$.t`, the scratch place of signals.
 
 use super::limits::{self, INTRINSIC_CHARACTERS};
 use super::names::Names;
 use super::options::AslOptions;
-use super::signal::{self, Ends, Signals, Status};
+use super::signal::{self, Ends, Signals, Status, Waiter};
 use super::states::{
     Catcher, Choice, Fail, Graph, Parallel, Pass, ResultPath, Rule, State, States, Succeed, Task, Template, Test, Then,
     joined, quoted,
@@ -109,6 +110,14 @@ struct Around {
     skippable: bool,
     /// Whether `$.s` can hold failures when it begins.
     dirty: bool,
+    /// Whether a step that completes says so in `$.s.signal`.
+    notes_completion: bool,
+}
+
+impl Around {
+    fn new(ok: Then, bad: Then, skippable: bool, dirty: bool) -> Self {
+        Self { ok, bad, skippable, dirty, notes_completion: false }
+    }
 }
 
 const S: ResultPath = ResultPath::At("$.s");
@@ -120,7 +129,7 @@ impl Emitter<'_, '_> {
         });
         let timeout_seconds = if self.scope == Scope::Root { self.shared.options.timeout_seconds } else { None };
         let mut out = Out::new();
-        let around = |then: Then| Around { ok: then.clone(), bad: then, skippable: false, dirty: false };
+        let around = |then: Then| Around::new(then.clone(), then, false, false);
         if !self.shared.tracks() {
             let entry = self.part(part, around(Then::End), &mut out);
             return Graph { comment, timeout_seconds, ..graph(entry.run, out) };
@@ -191,17 +200,26 @@ impl Emitter<'_, '_> {
     fn part(&mut self, part: &Part, around: Around, out: &mut Out) -> Entry {
         let label = self.label(part);
         let (mut ok, mut bad) = (around.ok.clone(), around.bad.clone());
+        // A step after which all goes on alike has one way to tell, whatever it has to tell.
+        let one_way = matches!(part.kind, Kind::Step(_)) && self.shared.tracks() && !around.dirty && ok == bad;
         if let Some(&edge) = part.signals.first() {
             let source = self.shared.ends[edge].from.clone();
-            if self.shared.tracks() {
-                let (counts, status) = (self.counts, Status::FromPayload);
-                bad = Then::Next(self.tell(&source, &part.signals, status, "tell that it did not complete", &bad, out));
-                self.counts = counts;
+            if one_way {
+                ok = Then::Next(self.tell(&source, &part.signals, Status::FromPayload, "tell", &ok, out));
+                bad = ok.clone();
+            } else {
+                if self.shared.tracks() {
+                    let (counts, status) = (self.counts, Status::FromPayload);
+                    let verb = "tell that it did not complete";
+                    bad = Then::Next(self.tell(&source, &part.signals, status, verb, &bad, out));
+                    self.counts = counts;
+                }
+                ok = Then::Next(self.tell(&source, &part.signals, Status::Fixed("completed"), "tell", &ok, out));
             }
-            ok = Then::Next(self.tell(&source, &part.signals, Status::Fixed("completed"), "tell", &ok, out));
         }
         let skippable = self.shared.tracks() && (around.skippable || !part.awaits.is_empty());
-        let inner = Around { ok, bad, skippable, dirty: around.dirty };
+        let notes_completion = one_way && !part.signals.is_empty();
+        let inner = Around { notes_completion, ..Around::new(ok, bad, skippable, around.dirty) };
         let mut entry = match &part.kind {
             Kind::Step(node) => self.step(*node, &label, inner, out),
             Kind::Junction => {
@@ -227,7 +245,7 @@ impl Emitter<'_, '_> {
         let (mut ok, mut bad) = (around.ok, around.bad);
         for (at, part) in parts.iter().enumerate().rev() {
             let skippable = self.shared.tracks() && (around.skippable || at > 0);
-            let entry = self.part(part, Around { ok, bad, skippable, dirty: around.dirty }, out);
+            let entry = self.part(part, Around::new(ok, bad, skippable, around.dirty), out);
             (ok, bad) = (entry.run, entry.skip);
         }
         Entry { run: ok, skip: bad }
@@ -262,11 +280,12 @@ impl Emitter<'_, '_> {
             catch.push(Catcher { error_equals: &["States.ALL"], result_path: ResultPath::Discard, next });
         }
         let step = shared.steps[at];
+        let keep = around.notes_completion.then(|| status("completed"));
         let task = State::Task(Box::new(Task {
             resource: self.integration("ecs:runTask.sync"),
             parameters: shared.ready[at].parameters(label, self.scope),
-            result_selector: None,
-            result_path: ResultPath::Discard,
+            result_path: if keep.is_some() { ResultPath::At("$.s.signal") } else { ResultPath::Discard },
+            result_selector: keep,
             timeout_seconds: step.timeout.map(whole_seconds),
             retry: retriers(&step.retry, shared.options.infrastructure_retries),
             catch,
@@ -322,7 +341,7 @@ impl Emitter<'_, '_> {
         let mut branches = Vec::with_capacity(parts.len());
         for part in parts {
             let mut states = Out::new();
-            let inner = Around { ok: Then::End, bad: Then::End, skippable: false, dirty: false };
+            let inner = Around::new(Then::End, Then::End, false, false);
             let entry = self.part(part, inner, &mut states);
             branches.push(graph(entry.run, states));
         }
@@ -357,13 +376,13 @@ impl Emitter<'_, '_> {
         let skip = if around.skippable { self.skipped(whole, label, &around.bad, out) } else { around.bad.clone() };
         let [first, second] = parts;
         if !self.shared.tracks() {
-            let inner = |then: Then| Around { ok: then.clone(), bad: then, skippable: false, dirty: false };
+            let inner = |then: Then| Around::new(then.clone(), then, false, false);
             let back = self.part(second, inner(around.ok), out);
             let front = self.part(first, inner(back.run), out);
             return Entry { run: front.run, skip };
         }
         let end = self.judge(label, &["$.s.failed", "$.s.skipped"], &around, out);
-        let inner = |then: Then, dirty: bool| Around { ok: then.clone(), bad: then, skippable: false, dirty };
+        let inner = |then: Then, dirty: bool| Around::new(then.clone(), then, false, dirty);
         let back = self.part(second, inner(end, true), out);
         let bad = Template::expression(joined(["$.up.bad", "$.s.failed", "$.s.skipped"]));
         let state = pass(Template::Object(vec![("bad", bad)]), ResultPath::At("$.up"), back.run);
@@ -462,62 +481,80 @@ impl Emitter<'_, '_> {
         then: &Then,
         out: &mut Out,
     ) -> String {
+        let mut tells = None;
         let after = if let [edge] = edges {
-            self.tell_one(*edge, status, verb, then, out)
+            let ends = &self.shared.ends[*edge];
+            self.tell_one(Waiter::One(ends), &format!("{verb} {}", ends.to), source, status, then, out)
         } else {
-            let mut branches = Vec::with_capacity(edges.len());
-            for &edge in edges {
-                let mut states = Out::new();
-                self.tell_one(edge, status, verb, &Then::End, &mut states);
-                states.reverse();
-                branches.push(signal::branch(states));
-            }
-            let state = signal::tell_all(branches, then.clone());
+            tells = Some(edges.iter().map(|&edge| Template::text(&self.shared.ends[edge].to)).collect());
+            let mut states = Out::new();
+            let waiter = Waiter::Item { from: source };
+            self.tell_one(waiter, &format!("{verb} one"), source, status, &Then::End, &mut states);
+            states.reverse();
+            let state = signal::tell_each(status, signal::branch(states), then.clone());
             self.push(&format!("{source}: {verb} all"), state, (0, 0), out)
         };
         let (events, transitions) = signal::source_cost(edges.len());
-        let over = self.signals().map(|signals| signals.over(source, status, Then::Next(after)));
+        let over = self.signals().map(|signals| signals.over(source, status, tells, Then::Next(after)));
         let name = self.names.take(&format!("{source}: over, {verb}"));
         self.counts.add(events, transitions);
         out.extend(over.map(|state| (name.clone(), state)));
         name
     }
 
-    fn tell_one(&mut self, edge: usize, status: Status, verb: &str, then: &Then, out: &mut Out) -> String {
-        let ends = &self.shared.ends[edge];
-        let label = format!("{}: {verb} {}", ends.from, ends.to);
+    fn tell_one(
+        &mut self,
+        waiter: Waiter<'_>,
+        what: &str,
+        source: &str,
+        status: Status,
+        then: &Then,
+        out: &mut Out,
+    ) -> String {
+        let label = format!("{source}: {what}");
         let counts = self.counts;
         let done = self.named(then, &label, out);
         // It takes the place of the second request, which is counted.
         self.counts = counts;
-        let names = [self.names.take(&format!("{}: {verb} {}?", ends.from, ends.to)), self.names.take(&label)];
+        let names = [self.names.take(&format!("{label}?")), self.names.take(&label)];
         let first = names[0].clone();
-        let states = self.signals().map(|signals| signals.tell(ends, names, status, done, then.clone()));
+        let states = self.signals().map(|signals| signals.tell(waiter, names, status, done, then.clone()));
         out.extend(states.into_iter().flatten().rev());
         first
     }
 
-    fn tell_skipped(&mut self, edges: &[usize]) -> Graph {
+    /// States that tell of token edges whose upstreams are all skipped. Returns where to enter.
+    fn tell_skipped(&mut self, edges: &[usize], label: &str, then: Then, out: &mut Out) -> String {
+        let skipped = Status::Fixed("skipped");
         let mut states = Out::new();
-        let source = self.shared.ends[edges[0]].from.clone();
-        self.tell(&source, edges, Status::Fixed("skipped"), "tell that it is skipped", &Then::End, &mut states);
+        let first = self.tell_one(Waiter::Pair, "tell one that it is skipped", label, skipped, &Then::End, &mut states);
+        let over = self.signals().map(|signals| signals.pair_over(Then::Next(first)));
+        let over_name = self.names.take(&format!("{label}: one is over, skipped"));
+        states.extend(over.map(|state| (over_name, state)));
         states.reverse();
-        signal::branch(states)
+        let wanted =
+            [format!("{label}: whom to tell that all are skipped"), format!("{label}: tell that all are skipped")];
+        let names = wanted.map(|name| self.names.take(&name));
+        let entry = names[0].clone();
+        let pairs: Vec<&Ends> = edges.iter().map(|&edge| &self.shared.ends[edge]).collect();
+        out.extend(signal::tell_pairs(&pairs, names, signal::branch(states), then).into_iter().rev());
+        entry
     }
 
     /// A branch that starts a machine which tells for many. It runs only after a failure, so it should not weigh on this machine.
-    fn skip_machine(&mut self, sources: &[&[usize]], label: &str) -> Graph {
+    fn skip_machine(&mut self, edges: &[usize], label: &str) -> Graph {
         let mut emitter = Emitter {
             shared: self.shared,
             scope: Scope::Nested,
             names: Names::default(),
-            counts: Counts { events: limits::EXECUTION_EVENTS + limits::PARALLEL_EVENTS, transitions: 0 },
+            counts: Counts::default(),
             machines: &mut *self.machines,
         };
-        let branches = sources.iter().map(|edges| emitter.tell_skipped(edges)).collect();
-        let counts = Counts { transitions: 0, ..emitter.counts };
-        let graph = signal::branch(vec![("tell that all are skipped".into(), signal::tell_all(branches, Then::End))]);
-        let child = finished(self.shared, &graph, Scope::Nested, (label, 0), counts);
+        let mut states = Out::new();
+        emitter.tell_skipped(edges, label, Then::End, &mut states);
+        states.reverse();
+        let counts = Counts { events: limits::EXECUTION_EVENTS + signal::pairs_cost(edges.len()), transitions: 0 };
+        let child = finished(self.shared, &signal::branch(states), Scope::Nested, (label, 0), counts);
         let state = self.start_machine(child, (None, ResultPath::Discard), Then::End);
         let name = self.names.take(&format!("{label}: machine that tells"));
         signal::branch(vec![(name, state)])
@@ -527,16 +564,15 @@ impl Emitter<'_, '_> {
     fn skipped(&mut self, part: &Part, label: &str, bad: &Then, out: &mut Out) -> Then {
         let counts = self.counts;
         let mut then = bad.clone();
-        let mut sources = Vec::new();
-        inner_sources(part, &mut sources);
-        if !sources.is_empty() {
-            let branches = if sources.len() > limits::SOURCES_INLINE {
-                sources.chunks(limits::SOURCES_OF_MACHINE).map(|chunk| self.skip_machine(chunk, label)).collect()
-            } else {
-                sources.iter().map(|edges| self.tell_skipped(edges)).collect()
-            };
-            let state = signal::tell_all(branches, then);
+        let mut edges = Vec::new();
+        inner_signals(part, &mut edges);
+        if edges.len() > limits::SKIPPED_INLINE {
+            let chunks = edges.chunks(skipped_of_machine(self.shared.options.limits.events));
+            let branches = chunks.map(|chunk| self.skip_machine(chunk, label)).collect();
+            let state = signal::side_by_side(branches, then);
             then = Then::Next(self.push(&format!("{label}: tell that all are skipped"), state, (0, 0), out));
+        } else if !edges.is_empty() {
+            then = Then::Next(self.tell_skipped(&edges, label, then, out));
         }
         let mut lists = vec![String::new()];
         part.for_each_step(&mut |node| {
@@ -560,14 +596,18 @@ impl Emitter<'_, '_> {
     }
 }
 
-/// Token edges of every part inside another, by part.
-fn inner_sources<'p>(part: &'p Part, sources: &mut Vec<&'p [usize]>) {
+/// Token edges that parts inside another signal.
+fn inner_signals(part: &Part, edges: &mut Vec<usize>) {
     for child in part.children() {
-        if !child.signals.is_empty() {
-            sources.push(&child.signals);
-        }
-        inner_sources(child, sources);
+        edges.extend(&child.signals);
+        inner_signals(child, edges);
     }
+}
+
+/// Token edges for which one machine tells that their upstreams are skipped, such that it keeps its limit of events.
+pub fn skipped_of_machine(events: u64) -> usize {
+    let fits = |edges: &usize| limits::EXECUTION_EVENTS + signal::pairs_cost(*edges) <= events;
+    (1..=limits::SKIPPED_OF_MACHINE).rev().find(fits).unwrap_or(1)
 }
 
 fn graph(start: Then, mut states: Out) -> Graph {

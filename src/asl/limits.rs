@@ -41,7 +41,12 @@ pub(crate) const PARALLEL_EVENTS: u64 = 4;
 /// Events of the execution itself: started, succeeded.
 pub(crate) const EXECUTION_EVENTS: u64 = 2;
 
-/// Parts that tell inside their machine that they were skipped; more of them get a machine for that.
-pub(crate) const SOURCES_INLINE: usize = 12;
-/// Parts for which one such machine tells.
-pub(crate) const SOURCES_OF_MACHINE: usize = 100;
+/// Events of `Map` beside its items: entered, started, succeeded, exited.
+pub(crate) const MAP_EVENTS: u64 = 4;
+/// Events of one item of a `Map` beside those of its states: started, succeeded.
+pub(crate) const ITEM_EVENTS: u64 = 2;
+
+/// Token edges that are told of a skipped part inside its machine; more of them get a machine for that, whose events count there.
+pub(crate) const SKIPPED_INLINE: usize = 40;
+/// Token edges for which one such machine tells: 17 events each, and a payload of at most 180 bytes each.
+pub(crate) const SKIPPED_OF_MACHINE: usize = 500;

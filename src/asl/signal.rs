@@ -5,14 +5,17 @@
 //! | upstream, once it is over | put `<upstream>/over` with its status; get the waiter's token; none: done; else `sendTaskSuccess` |
 //! | waiter, when its turn comes | get `<upstream>/over`; there: go on; else put a task token and wait for it |
 //!
+//! Several waiters of one part are told by a `Map` over their names, which [`Signals::over`] leaves in `$.t`: its size does not grow
+//! with states. Parts that are skipped together tell from one list of pairs.
+//!
 //! `over` is a fact: it holds across a redrive. A token belongs to one attempt of one waiter: its key ends with the count of redrives,
 //! so a redriven upstream never finds an old one. Should both sides pass each other (the waiter looked before `over` was put and put its token
 //! after the upstream had looked), the waiter looks again when its wait times out (`recheck_seconds`). Nothing is ever lost.
 
-use super::limits::{PARALLEL_EVENTS, PLAIN_EVENTS, REQUEST_EVENTS};
+use super::limits::{ITEM_EVENTS, MAP_EVENTS, PLAIN_EVENTS, REQUEST_EVENTS};
 use super::options::{AslOptions, SignalStore};
 use super::states::{
-    Catcher, Choice, Graph, Parallel, ResultPath, Rule, State, States, Task, Template, Test, Then, quoted,
+    Catcher, Choice, Graph, Map, Parallel, Pass, ResultPath, Rule, State, States, Task, Template, Test, Then, quoted,
 };
 use super::task::{Scope, infrastructure};
 
@@ -32,6 +35,17 @@ pub enum Status {
     Fixed(&'static str),
     /// The failed or skipped step left it in the payload.
     FromPayload,
+}
+
+/// Whom a signal is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiter<'a> {
+    /// It stands in the machine.
+    One(&'a Ends),
+    /// The item at hand of those that wait for `from`.
+    Item { from: &'a str },
+    /// The item at hand is a pair of upstream and waiter.
+    Pair,
 }
 
 /// What a catcher for a missing object matches. The first is the service's rule for names, the second is in use too.
@@ -58,19 +72,26 @@ impl Signals<'_> {
         format!("arn:{}:states:::aws-sdk:{action}", self.options.account.partition)
     }
 
-    /// Key of an object of this execution. The prefix and labels hold no braces, see `names::label`.
-    fn key(&self, rest: &str) -> Template {
+    /// Key of an object of this execution: `{}` in `rest` stand for `arguments`. The prefix and labels hold no braces, see `names::label`.
+    fn key(&self, rest: &str, arguments: &[&str]) -> Template {
         let prefix = &self.store.prefix;
         let template = if prefix.is_empty() { format!("{{}}/{rest}") } else { format!("{prefix}/{{}}/{rest}") };
-        Template::Expression(format!("States.Format({}, {})", quoted(&template), self.scope.execution_name()))
+        let mut expression = format!("States.Format({}, {}", quoted(&template), self.scope.execution_name());
+        for argument in arguments {
+            expression.push_str(", ");
+            expression.push_str(argument);
+        }
+        expression.push(')');
+        Template::Expression(expression)
     }
 
-    fn token_key(&self, ends: &Ends) -> Template {
-        let prefix = &self.store.prefix;
-        let rest = format!("{{}}/{}/token/{}/{{}}", ends.from, ends.to);
-        let template = if prefix.is_empty() { rest } else { format!("{prefix}/{rest}") };
-        let (name, redrive) = (self.scope.execution_name(), self.scope.redrive_count());
-        Template::Expression(format!("States.Format({}, {name}, {redrive})", quoted(&template)))
+    fn token_key(&self, waiter: Waiter<'_>) -> Template {
+        let redrive = self.scope.redrive_count();
+        match waiter {
+            Waiter::One(Ends { from, to }) => self.key(&format!("{from}/token/{to}/{{}}"), &[redrive]),
+            Waiter::Item { from } => self.key(&format!("{from}/token/{{}}/{{}}"), &["$.to", redrive]),
+            Waiter::Pair => self.key("{}/token/{}/{}", &["$.from", "$.to", redrive]),
+        }
     }
 
     fn request(&self, action: &str, mut fields: Vec<(&'static str, Template)>, then: Then) -> Task {
@@ -93,12 +114,16 @@ impl Signals<'_> {
 
     /// Puts an object.
     pub fn put(&self, rest: &str, body: Template, then: Then) -> State {
-        State::Task(Box::new(self.request("s3:putObject", vec![("Key", self.key(rest)), ("Body", body)], then)))
+        State::Task(Box::new(self.put_at(self.key(rest, &[]), body, then)))
+    }
+
+    fn put_at(&self, key: Template, body: Template, then: Then) -> Task {
+        self.request("s3:putObject", vec![("Key", key), ("Body", body)], then)
     }
 
     /// Goes one way when an object is there, another when it is not.
     pub fn look(&self, rest: &str, there: Then, missing: String) -> Task {
-        let mut task = self.request("s3:getObject", vec![("Key", self.key(rest))], there);
+        let mut task = self.request("s3:getObject", vec![("Key", self.key(rest, &[]))], there);
         task.catch.push(Catcher { error_equals: &NO_SUCH_KEY, result_path: ResultPath::Discard, next: missing });
         task
     }
@@ -111,7 +136,7 @@ impl Signals<'_> {
         let after = if otherwise.is_some() { decide_name.clone() } else { then.to_owned() };
         let mut look = self.look(&over_key(&ends.from), Then::Next(after.clone()), wait_name.clone());
         let token = Template::Object(vec![("token", Template::expression("$$.Task.Token"))]);
-        let fields = vec![("Key", self.token_key(ends)), ("Body", token)];
+        let fields = vec![("Key", self.token_key(Waiter::One(ends))), ("Body", token)];
         let mut wait = self.request("s3:putObject.waitForTaskToken", fields, Then::Next(after));
         wait.timeout_seconds = Some(self.options.recheck_seconds);
         wait.catch.push(Catcher {
@@ -138,21 +163,23 @@ impl Signals<'_> {
     /// Tells one waiter. `done` is entered when no one waits. Returns two states in order.
     pub fn tell(
         &self,
-        ends: &Ends,
+        waiter: Waiter<'_>,
         names: [String; 2],
         status: Status,
         done: String,
         then: Then,
     ) -> [(String, State); 2] {
         let [get_name, send_name] = names;
-        let mut get = self.request("s3:getObject", vec![("Key", self.token_key(ends))], Then::Next(send_name.clone()));
+        let key = self.token_key(waiter);
+        let mut get = self.request("s3:getObject", vec![("Key", key)], Then::Next(send_name.clone()));
         get.catch.push(Catcher { error_equals: &NO_SUCH_KEY, result_path: ResultPath::Discard, next: done.clone() });
-        let waiter = Template::expression("States.StringToJson($.Body)");
-        get.result_selector = Some(Template::Object(vec![("waiter", waiter)]));
-        get.result_path = ResultPath::At("$.t");
-        let output = match status {
-            Status::Fixed(status) => Template::text(format!("{{\"status\":\"{status}\"}}")),
-            Status::FromPayload => Template::expression("States.JsonToString($.s.signal)"),
+        let told = Template::expression("States.StringToJson($.Body)");
+        get.result_selector = Some(Template::Object(vec![("waiter", told)]));
+        get.result_path = TOLD;
+        let output = match (status, waiter) {
+            (Status::Fixed(status), _) => Template::text(format!("{{\"status\":\"{status}\"}}")),
+            (Status::FromPayload, Waiter::One(_)) => Template::expression("States.JsonToString($.s.signal)"),
+            (Status::FromPayload, _) => Template::expression("States.JsonToString($.signal)"),
         };
         let token = ("TaskToken", Template::expression("$.t.waiter.token"));
         let mut send = self.request("sfn:sendTaskSuccess", vec![token, ("Output", output)], then);
@@ -160,18 +187,59 @@ impl Signals<'_> {
         [(get_name, State::Task(Box::new(get))), (send_name, State::Task(Box::new(send)))]
     }
 
-    /// The object that says that a part is over.
-    pub fn over(&self, from: &str, status: Status, then: Then) -> State {
+    /// The object that says that a part is over; `tells` are those that [`tell_each`] goes through next.
+    pub fn over(&self, from: &str, status: Status, tells: Option<Vec<Template>>, then: Then) -> State {
         let body = match status {
             Status::Fixed(status) => Template::Object(vec![("status", Template::text(status))]),
             Status::FromPayload => Template::expression("$.s.signal"),
         };
-        self.put(&over_key(from), body, then)
+        let mut put = self.put_at(self.key(&over_key(from), &[]), body, then);
+        if let Some(tells) = tells {
+            put.result_selector = Some(Template::Object(vec![("to", Template::List(tells))]));
+            put.result_path = TOLD;
+        }
+        State::Task(Box::new(put))
+    }
+
+    /// The same for the upstream of the pair at hand, which was skipped.
+    pub fn pair_over(&self, then: Then) -> State {
+        let body = Template::Object(vec![("status", Template::text("skipped"))]);
+        State::Task(Box::new(self.put_at(self.key("{}/over", &["$.from"]), body, then)))
     }
 }
 
-/// Branches that tell several waiters at once.
-pub fn tell_all(branches: Vec<Graph>, then: Then) -> State {
+/// Where what is told stands in the payload.
+const TOLD: ResultPath = ResultPath::At("$.t");
+
+/// Goes through the waiters that [`Signals::over`] left in the payload.
+pub fn tell_each(status: Status, each: Graph, then: Then) -> State {
+    let mut fields = vec![("to", Template::expression("$$.Map.Item.Value"))];
+    if let Status::FromPayload = status {
+        fields.push(("signal", Template::expression("$.s.signal")));
+    }
+    State::Map(Map {
+        items_path: "$.t.to",
+        item_selector: Some(Template::Object(fields)),
+        item_processor: each,
+        result_path: ResultPath::Discard,
+        then,
+    })
+}
+
+/// Lists token edges, and goes through them. Returns two states in order.
+pub fn tell_pairs(pairs: &[&Ends], names: [String; 2], each: Graph, then: Then) -> [(String, State); 2] {
+    let [list_name, map_name] = names;
+    let pair =
+        |ends: &&Ends| Template::Object(vec![("from", Template::text(&ends.from)), ("to", Template::text(&ends.to))]);
+    let parameters = Template::Object(vec![("to", Template::List(pairs.iter().map(pair).collect()))]);
+    let list = Pass { parameters, result_path: TOLD, then: Then::Next(map_name.clone()) };
+    let map =
+        Map { items_path: "$.t.to", item_selector: None, item_processor: each, result_path: ResultPath::Discard, then };
+    [(list_name, State::Pass(list)), (map_name, State::Map(map))]
+}
+
+/// Machines that are started side by side.
+pub fn side_by_side(branches: Vec<Graph>, then: Then) -> State {
     State::Parallel(Parallel {
         parameters: None,
         branches,
@@ -203,5 +271,10 @@ pub const fn edge_cost(tracked: bool) -> (u64, u64) {
 
 /// Events and transitions of a part that signals, beside those of its edges.
 pub const fn source_cost(edges: usize) -> (u64, u64) {
-    if edges > 1 { (REQUEST_EVENTS + PARALLEL_EVENTS, 2) } else { (REQUEST_EVENTS, 1) }
+    if edges > 1 { (REQUEST_EVENTS + MAP_EVENTS + ITEM_EVENTS * edges as u64, 2) } else { (REQUEST_EVENTS, 1) }
+}
+
+/// Events of a machine that tells of so many token edges: each put, got and sent.
+pub const fn pairs_cost(pairs: usize) -> u64 {
+    PLAIN_EVENTS + MAP_EVENTS + (3 * REQUEST_EVENTS + ITEM_EVENTS) * pairs as u64
 }

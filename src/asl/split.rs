@@ -1,6 +1,6 @@
 //! A tree that is too large for one machine gets machines inside: at series cuts and between branches.
 
-use super::emit::Shared;
+use super::emit::{Shared, skipped_of_machine};
 use super::options::MachineLimits;
 use super::signal;
 use super::task::{Scope, retriers};
@@ -23,7 +23,9 @@ impl Weight {
 }
 
 /// Bytes of states around a step, from definitions as they come out; the true size is checked afterwards.
-const BYTES_OF_EDGE: u64 = 2_600;
+const BYTES_OF_WAITING: u64 = 1_600;
+const BYTES_OF_TELLING: u64 = 2_300;
+const BYTES_OF_WAITER: u64 = 60;
 const BYTES_OF_STATUS: u64 = 700;
 const NESTED: Weight = Weight { bytes: 1_100, events: limits::SYNC_EVENTS + limits::PLAIN_EVENTS, depth: 0 };
 
@@ -108,10 +110,12 @@ impl Splitter<'_> {
             part.children().into_iter().map(|child| child.signals.len() as u64 + count(child)).sum()
         }
         let edges = count(part);
-        if edges > limits::SOURCES_INLINE as u64 {
-            1_200 * edges.div_ceil(limits::SOURCES_OF_MACHINE as u64).max(1) + BYTES_OF_EDGE
+        if edges > limits::SKIPPED_INLINE as u64 {
+            1_200 * edges.div_ceil(skipped_of_machine(self.limits.events) as u64)
+        } else if edges > 0 {
+            BYTES_OF_TELLING + 2 * BYTES_OF_WAITER * edges
         } else {
-            BYTES_OF_EDGE * edges
+            0
         }
     }
 
@@ -190,10 +194,11 @@ impl Splitter<'_> {
         let (events, _) = signal::edge_cost(self.tracks);
         let sides = (awaits.len() + signals.len()) as u64;
         let factor = if self.tracks { 2 } else { 1 };
+        let telling = if signals.is_empty() { 0 } else { BYTES_OF_TELLING + BYTES_OF_WAITER * signals.len() as u64 };
         Weight {
-            bytes: BYTES_OF_EDGE * awaits.len() as u64 + factor * BYTES_OF_EDGE / 2 * (signals.len() as u64 + 1),
+            bytes: BYTES_OF_WAITING * awaits.len() as u64 + factor * telling,
             events: events * sides / 2 + 2 * sides,
-            depth: u32::from(signals.len() > 1) + u32::from(self.tracks && !signals.is_empty()),
+            depth: u32::from(!signals.is_empty()),
         }
     }
 

@@ -39,6 +39,8 @@ pub enum State {
     Task(Box<Task>),
     /// Runs branches side by side and waits for all.
     Parallel(Parallel),
+    /// Does the same for every item of a list, side by side.
+    Map(Map),
     /// Goes on where the first rule holds.
     Choice(Choice),
     /// Computes a payload.
@@ -161,6 +163,24 @@ pub struct Parallel {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result_selector: Option<Template>,
     /// Where it is kept.
+    pub result_path: ResultPath,
+    /// What follows.
+    #[serde(flatten)]
+    pub then: Then,
+}
+
+/// A `Map` state in its inline form: up to 40 items at a time.
+#[derive(Debug, Clone, PartialEq, Derive)]
+#[serde(rename_all = "PascalCase")]
+pub struct Map {
+    /// Path of the list in the payload.
+    pub items_path: &'static str,
+    /// Payload of each item's run; none is the item itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub item_selector: Option<Template>,
+    /// What is done for each.
+    pub item_processor: Graph,
+    /// Where the result goes.
     pub result_path: ResultPath,
     /// What follows.
     #[serde(flatten)]

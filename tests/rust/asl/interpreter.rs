@@ -59,6 +59,8 @@ struct Frame<'a> {
     generation: u64,
     retries: Vec<u64>,
     parent: Option<(usize, usize)>,
+    /// The item of a `Map` that this is for.
+    item: Option<Value>,
     results: Vec<Option<Value>>,
     children: Vec<usize>,
     running: Option<String>,
@@ -127,6 +129,7 @@ impl<'a> Interpreter<'a> {
             generation: 0,
             retries: Vec::new(),
             parent,
+            item: None,
             results: Vec::new(),
             children: Vec::new(),
             running: None,
@@ -181,7 +184,8 @@ impl<'a> Interpreter<'a> {
                 "Name": execution.name, "Id": format!("arn:{}", execution.name), "Input": execution.input,
                 "RedriveCount": execution.redrives
             },
-            "Task": {"Token": format!("{frame}/{}", self.frames[frame].generation)}
+            "Task": {"Token": format!("{frame}/{}", self.frames[frame].generation)},
+            "Map": {"Item": {"Value": self.frames[frame].item}}
         });
         payload(template, input, &context).map_err(|why| ("States.ParameterPathFailure".into(), why))
     }
@@ -221,6 +225,23 @@ impl<'a> Interpreter<'a> {
                 let execution = self.frames[id].execution;
                 for (at, branch) in branches.iter().enumerate() {
                     let child = self.spawn(branch, execution, branch_input.clone(), Some((id, at)));
+                    self.frames[id].children.push(child);
+                }
+            }
+            "Map" => {
+                let items = lookup(state["ItemsPath"].as_str().expect("ItemsPath"), &input, &Value::Null);
+                let items = items.expect("items").as_array().expect("an array").clone();
+                assert!(!items.is_empty(), "nothing emitted goes through an empty list");
+                self.frames[id].results = vec![None; items.len()];
+                self.frames[id].children.clear();
+                let execution = self.frames[id].execution;
+                for (at, item) in items.into_iter().enumerate() {
+                    // A selector sees the state's input and the item.
+                    self.frames[id].item = Some(item.clone());
+                    let selected = state.get("ItemSelector").map(|selector| self.evaluate(id, selector, &input));
+                    self.frames[id].item = None;
+                    let input = selected.unwrap_or(Ok(item)).expect("an item's payload");
+                    let child = self.spawn(&state["ItemProcessor"], execution, input, Some((id, at)));
                     self.frames[id].children.push(child);
                 }
             }
@@ -443,7 +464,8 @@ impl<'a> Interpreter<'a> {
         self.executions[0].redrives += 1;
         for id in 0..self.frames.len() {
             let frame = &self.frames[id];
-            let is_parallel = self.state(id)["Type"] == "Parallel" && !frame.children.is_empty();
+            let kind = &self.state(id)["Type"];
+            let is_parallel = (kind == "Parallel" || kind == "Map") && !frame.children.is_empty();
             if frame.over || is_parallel || frame.execution != 0 {
                 continue;
             }
@@ -463,10 +485,14 @@ fn place(clause: &Value, input: Value, result: Value) -> Value {
             if path == "$" {
                 return result;
             }
-            let key = path.strip_prefix("$.").expect("a reference path");
-            assert!(!key.contains('.'), "paths of one level are enough");
+            let path = path.strip_prefix("$.").expect("a reference path");
             let mut input = input;
-            input.as_object_mut().expect("the input is an object").insert(key.to_owned(), result);
+            let mut at = &mut input;
+            for key in path.split('.') {
+                let object = at.as_object_mut().expect("what a path goes through is an object");
+                at = object.entry(key).or_insert_with(|| json!({}));
+            }
+            *at = result;
             input
         }
     }

@@ -32,7 +32,7 @@ fn graph<'a>(graph: &'a Value, names: &mut HashSet<&'a str>, depth: usize) {
         let next = state.get("Next").and_then(Value::as_str);
         let end = state.get("End").and_then(Value::as_bool).unwrap_or(false);
         match kind {
-            "Task" | "Parallel" | "Pass" => assert!(next.is_some() != end, "`{name}` needs either Next or End"),
+            "Task" | "Parallel" | "Map" | "Pass" => assert!(next.is_some() != end, "`{name}` needs either Next or End"),
             "Choice" | "Succeed" | "Fail" => assert!(next.is_none() && !end, "`{name}` takes neither Next nor End"),
             other => panic!("type {other}"),
         }
@@ -71,7 +71,9 @@ fn graph<'a>(graph: &'a Value, names: &mut HashSet<&'a str>, depth: usize) {
         }
         expressions(state.get("Parameters"));
         expressions(state.get("ResultSelector"));
-        for branch in state.get("Branches").and_then(Value::as_array).into_iter().flatten() {
+        expressions(state.get("ItemSelector"));
+        let branches = state.get("Branches").and_then(Value::as_array).into_iter().flatten();
+        for branch in branches.chain(state.get("ItemProcessor")) {
             self::graph(branch, names, depth + 1);
         }
         for target in &out {
@@ -136,6 +138,7 @@ fn fields(name: &str, kind: &str, state: &Value) {
             "End",
         ],
         "Parallel" => &["Parameters", "Branches", "ResultSelector", "ResultPath", "Next", "End"],
+        "Map" => &["ItemsPath", "ItemSelector", "ItemProcessor", "ResultPath", "Next", "End"],
         "Choice" => &["Choices", "Default"],
         "Pass" => &["Parameters", "ResultPath", "Next", "End"],
         "Fail" => &["Error", "CausePath"],
@@ -147,6 +150,11 @@ fn fields(name: &str, kind: &str, state: &Value) {
     assert!(state.get("Error").is_none_or(Value::is_string), "the error of `{name}`");
     if kind == "Parallel" {
         assert!(state["Branches"].as_array().is_some_and(|branches| !branches.is_empty()), "`{name}` has no branches");
+    }
+    if kind == "Map" {
+        let path = state["ItemsPath"].as_str();
+        assert!(path.is_some_and(|path| path.starts_with("$.")), "`{name}` has no list");
+        assert!(state["ItemProcessor"].is_object(), "`{name}` does nothing");
     }
     if kind == "Task" {
         let resource = state["Resource"].as_str().expect("Resource");
