@@ -9,8 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from zenml.logger import get_logger
 
@@ -114,6 +113,7 @@ class Driver:
         Raises:
             StepFailedError: A step failed.
             RunInterruptedError: The run was stopped.
+            RunOwnedError: Another process drives the run; nothing was changed.
         """
         self._desk = _Desk()
         try:
@@ -298,55 +298,32 @@ class Driver:
 
 @contextlib.contextmanager
 def owner_lock(run_directory: str) -> Iterator[None]:
-    """Holds the lock that says that a run's owner lives.
+    """Holds the lease that says that a run's owner lives.
 
     Args:
         run_directory: The run's directory.
 
     Yields:
         Nothing.
+
+    Raises:
+        RunOwnedError: Another process drives the run.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            directory = Path(run_directory)
-            directory.mkdir(parents=True, exist_ok=True)
-            directory.chmod(0o700)
-            _try_lock(stack.enter_context((directory / "owner.lock").open("a")))
-        except OSError as error:
-            # Like logs that cannot be kept, no reason not to run.
-            logger.warning(
-                "The run directory %s cannot be written (%s): `zenml pipeline runs refresh` cannot tell whether this "
-                "process lives.",
-                run_directory,
-                error.strerror,
-            )
+    from step_engine.lease import Lease
+
+    lease = None
+    try:
+        lease = Lease.take(run_directory)
+    except OSError as error:
+        # Like logs that cannot be kept, no reason not to run.
+        logger.warning(
+            "The run directory %s cannot be written (%s): `zenml pipeline runs refresh` cannot tell whether this "
+            "process lives.",
+            run_directory,
+            error.strerror,
+        )
+    try:
         yield
-
-
-def owner_lives(run_directory: str) -> bool | None:
-    """Whether the process that drives a run lives.
-
-    Args:
-        run_directory: The run's directory.
-
-    Returns:
-        None when it cannot be told: the run belongs to another machine, or the platform has no such locks.
-    """
-    path = Path(run_directory) / "owner.lock"
-    if not path.exists():
-        return None
-    with path.open("a") as lock:
-        locked = _try_lock(lock)
-        return None if locked is None else not locked
-
-
-def _try_lock(lock: IO[str]) -> bool | None:
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    finally:
+        if lease is not None:
+            lease.release()

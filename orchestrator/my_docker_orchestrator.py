@@ -374,6 +374,6 @@ def owner_is_alive(run_id: str) -> bool | None:
     Returns:
         True, False or None.
     """
-    from orchestrator.driving import owner_lives
+    from step_engine.lease import owner_lives
 
     return owner_lives(run_directory(run_id))

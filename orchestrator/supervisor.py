@@ -14,7 +14,7 @@ def main() -> int:
         Exit code: 0 if the run completed, 1 otherwise.
     """
     from step_engine import DockerEngine, DockerRun
-    from step_engine.errors import StepEngineError
+    from step_engine.errors import RunOwnedError, StepEngineError
 
     from orchestrator.driving import Driver
     from orchestrator.publishing import RunPublisher
@@ -30,6 +30,10 @@ def main() -> int:
             component=job["component"],
         )
         Driver(run, publisher, [step["name"] for step in job["plan"]["steps"]], job["run_directory"]).drive()
+    except RunOwnedError as error:
+        # The run is the other process's to report.
+        print(error, flush=True)
+        return 1
     except StepEngineError as error:
         print(error, flush=True)
         publisher.finish("failed", str(error))

@@ -4,7 +4,16 @@
 """
 
 from step_engine import errors
-from step_engine._native import RUN_ARGS, DockerEngine, DockerRun, __version__, asl_report, compile_asl, draw_asl
+from step_engine._native import (
+    RUN_ARGS,
+    DockerEngine,
+    DockerRun,
+    __version__,
+    asl_report,
+    compile_asl,
+    draw_asl,
+    read_run,
+)
 
 __all__ = [
     "RUN_ARGS",
@@ -15,4 +24,5 @@ __all__ = [
     "compile_asl",
     "draw_asl",
     "errors",
+    "read_run",
 ]

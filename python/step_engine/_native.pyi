@@ -8,6 +8,21 @@ __version__: str
 RUN_ARGS: list[str]
 """Names that `run_args` of a container takes: docker-py's keywords of `containers.run`."""
 
+def read_run(run_directory: str) -> dict[str, Any] | None:
+    """Reads the journal that a run keeps in its directory, also while the run goes on or after its process died.
+
+    Args:
+        run_directory: The run's directory.
+
+    Returns:
+        `run_id`, `pipeline`, `began_unix_seconds`, `seconds` (from there to the last thing that is known), `steps`
+        (names, in the plan's order), `events` (as `DockerRun.next_events` gives them, without output) and `summary`
+        (none while steps are unfinished). None when the run kept no journal.
+
+    Raises:
+        StepEngineError: The journal is damaged, or another version wrote it.
+    """
+
 @final
 class DockerEngine:
     """A Docker engine, found as the `docker` command finds it.

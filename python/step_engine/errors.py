@@ -101,3 +101,18 @@ class RunInterruptedError(StepEngineError):
         super().__init__(message)
         self.stopped = stopped or []
         self.left_running = left_running or []
+
+
+class RunOwnedError(StepEngineError):
+    """Another process drives the run.
+
+    Attributes:
+        run_directory: The run's directory.
+        owner: `pid` and `host` of that process; none when it left no name.
+    """
+
+    def __init__(self, message: str, run_directory: str = "", owner: dict[str, object] | None = None) -> None:
+        """Stores who it is."""
+        super().__init__(message)
+        self.run_directory = run_directory
+        self.owner = owner

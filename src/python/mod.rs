@@ -5,6 +5,7 @@
 mod asl;
 mod engine;
 mod errors;
+mod record;
 mod run;
 
 use pyo3::prelude::*;
@@ -17,6 +18,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(asl::compile_asl, module)?)?;
     module.add_function(wrap_pyfunction!(asl::draw_asl, module)?)?;
     module.add_function(wrap_pyfunction!(asl::asl_report, module)?)?;
+    module.add_function(wrap_pyfunction!(record::read_run, module)?)?;
     module.add_class::<engine::DockerEngine>()?;
     module.add_class::<run::DockerRun>()
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -15,6 +15,7 @@ use super::errors::{docker_error, engine_error, from_python, plan_error};
 use crate::docker::{ContainerSpec, DockerExecutor, PullObserver, RunIdentity};
 use crate::event::{RunEvent, RunSummary};
 use crate::plan::{Admission, Plan, PlanError, PlanSpec};
+use crate::runner::journal::{Header, VERSION};
 use crate::runner::{Notice, NoticeReceiver, NoticeSender, Run, RunOver, drive, notices};
 use crate::schedule::{CancelReason, Verdict};
 
@@ -56,7 +57,7 @@ impl DockerRun {
         component: &str,
     ) -> PyResult<Self> {
         let spec: PlanSpec = from_python(plan, "").map_err(|error| plan_error(py, &error))?;
-        let plan = Plan::new(spec).map_err(|error| plan_error(py, &error))?;
+        let plan = Plan::new(spec.clone()).map_err(|error| plan_error(py, &error))?;
         let specs = specs_of(&plan, containers).map_err(|error| plan_error(py, &error))?;
         let capacity = engine.engine.info().capacity();
         let admission = Admission::new(&plan, capacity).map_err(|error| plan_error(py, &error))?;
@@ -76,13 +77,23 @@ impl DockerRun {
         let warnings = admission.warnings.iter().map(|w| format!("Step `{}` {}.", w.step, w.message)).collect();
         let (cancels, cancel_inbox) = mpsc::unbounded_channel();
         let prepare = executor.can_prepare();
+        #[expect(clippy::disallowed_methods, reason = "when the run began, for people")]
+        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let began_unix_nanos = u64::try_from(began.as_nanos()).unwrap_or(u64::MAX);
+        let header = Header { version: VERSION, plan: spec, capacity, prepare, began_unix_nanos };
         Ok(Self {
             host: Arc::clone(&engine.host),
             warnings,
             max_parallelism: admission.max_parallelism,
             cancels,
             waiting: Mutex::new(Some(Waiting {
-                run: Run { plan: Arc::new(plan), admission, prepare, log_directory: run_directory },
+                run: Run {
+                    plan: Arc::new(plan),
+                    admission,
+                    prepare,
+                    log_directory: run_directory,
+                    journal: Some(header),
+                },
                 executor: Arc::new(executor),
                 cancels: cancel_inbox,
                 notices: sender,

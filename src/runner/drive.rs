@@ -11,6 +11,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
+use super::journal::{Entry, Header};
+use super::ledger::Ledger;
 use super::logs::{AttemptLog, create_private_directory, log_path};
 use super::notice::{Judgement, Notice, NoticeSender};
 use super::{AttemptControl, AttemptSink, AttemptSpec, Executor, LogStream};
@@ -20,6 +22,9 @@ use crate::schedule::{CancelReason, Effect, Input, ScheduleOptions, Scheduler, S
 
 /// How often unfinished log lines are looked at, while there are any; shown after a whole such time without a byte.
 const QUIET_LINE: Duration = Duration::from_millis(200);
+/// Effects wait so long for a journal that cannot be written, such as on a full disk; tried again that often.
+const JOURNAL_LIMIT: Duration = Duration::from_secs(10);
+const JOURNAL_RETRY: Duration = Duration::from_millis(500);
 /// Cleanup of attempts whose outcome is known is waited for so long once every step has its final status.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(60);
 /// The same, for attempts that no kill ended.
@@ -39,6 +44,8 @@ pub struct Run {
     pub prepare: bool,
     /// Where `<step>.<attempt>.log` files go; none keeps no files.
     pub log_directory: Option<PathBuf>,
+    /// First line of the journal that is kept there; none keeps no journal.
+    pub journal: Option<Header>,
 }
 
 enum Message {
@@ -90,6 +97,9 @@ pub async fn drive<E: Executor>(
         look_at: None,
         abandoned: false,
         summary: None,
+        ledger: None,
+        journal_fails_since: None,
+        journal_retry_at: None,
         run,
     };
     driver.run(inbox, cancels).await
@@ -110,6 +120,9 @@ struct Driver<E> {
     look_at: Option<Instant>,
     abandoned: bool,
     summary: Option<RunSummary>,
+    ledger: Option<Ledger>,
+    journal_fails_since: Option<Instant>,
+    journal_retry_at: Option<Instant>,
 }
 
 struct Live {
@@ -129,7 +142,9 @@ impl<E: Executor> Driver<E> {
             && let Err(error) = create_private_directory(directory)
         {
             let message = format!("the log directory {} cannot be created: {error}", directory.display());
-            self.notices.send(Notice::Warning { step: Arc::from(""), message });
+            self.warn(message);
+        } else {
+            self.begin_journal();
         }
         self.feed(Input::Start);
         let mut host_gone = false;
@@ -152,6 +167,7 @@ impl<E: Executor> Driver<E> {
                 Some(ended) = self.attempts.join_next_with_id() => self.on_joined(ended),
                 () = sleep_until(wake) => self.feed(Input::Tick),
                 () = sleep_until(self.look_at) => self.look_at_unfinished_lines(),
+                () = sleep_until(self.journal_retry_at) => self.write_journal(),
             }
         };
         let limit = if summary.left_running.is_empty() { CLEANUP_LIMIT } else { GIVEN_UP_CLEANUP_LIMIT };
@@ -169,10 +185,9 @@ impl<E: Executor> Driver<E> {
         let limit = if self.abandoned { ABANDONED_CLOSE_LIMIT } else { CLOSE_LIMIT };
         match bounded(limit, &mut cancels, closed).await {
             Ok(names) => left.extend(names),
-            Err(_) => self.notices.send(Notice::Warning {
-                step: Arc::from(""),
-                message: "releasing what the run held was not waited for; it may take a while longer".to_owned(),
-            }),
+            Err(_) => {
+                self.warn("releasing what the run held was not waited for; it may take a while longer".to_owned());
+            }
         }
         // Named by the scheduler when it gave up, but an attempt that has ended since is not left running.
         summary.left_running = left.into_iter().collect();
@@ -184,7 +199,67 @@ impl<E: Executor> Driver<E> {
     fn feed(&mut self, input: Input) {
         let now = self.begun.elapsed();
         self.wake_at = None;
-        for effect in self.scheduler.handle(now, input) {
+        let effects = self.scheduler.handle(now, input.clone());
+        let Some(ledger) = &mut self.ledger else { return self.carry_out(effects) };
+        let launched = effects.iter().filter_map(|effect| match effect {
+            Effect::Launch { step, attempt } => Some((*step, *attempt)),
+            _ => None,
+        });
+        // Whoever stops a run does not wait for a disk.
+        let is_urgent = ledger.is_behind() && matches!(input, Input::Cancel { .. });
+        ledger.hold(Entry::new(now, input, launched.collect()), effects);
+        if is_urgent { self.give_journal_up("a stop does not wait for it") } else { self.write_journal() }
+    }
+
+    fn begin_journal(&mut self) {
+        let (Some(directory), Some(header)) = (&self.run.log_directory, &self.run.journal) else { return };
+        match Ledger::begin(directory, header) {
+            Ok(ledger) => self.ledger = Some(ledger),
+            Err(error) => self.warn(format!(
+                "the run's journal in {} cannot be begun: {error}; `step-engine runs` will not know of it",
+                directory.display()
+            )),
+        }
+    }
+
+    /// Writes what is to be written, and carries out what may be carried out then.
+    fn write_journal(&mut self) {
+        self.journal_retry_at = None;
+        let Some(ledger) = &mut self.ledger else { return };
+        let (effects, error) = ledger.write();
+        match error {
+            None => self.journal_fails_since = None,
+            Some(error) => {
+                let now = Instant::now();
+                let since = *self.journal_fails_since.get_or_insert(now);
+                if now - since >= JOURNAL_LIMIT {
+                    self.carry_out(effects);
+                    return self.give_journal_up(&error.to_string());
+                }
+                if since == now {
+                    self.warn(format!(
+                        "the run's journal cannot be written: {error}; the run waits for it for a while"
+                    ));
+                }
+                self.journal_retry_at = Some(now + JOURNAL_RETRY);
+            }
+        }
+        self.carry_out(effects);
+    }
+
+    fn give_journal_up(&mut self, why: &str) {
+        self.journal_retry_at = None;
+        let Some(ledger) = self.ledger.take() else { return };
+        self.warn(format!("the run goes on without a journal: {why}; `step-engine runs` will not know of it"));
+        self.carry_out(ledger.give_up());
+    }
+
+    fn warn(&self, message: String) {
+        self.notices.send(Notice::Warning { step: Arc::from(""), message });
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
             match effect {
                 Effect::Launch { step, attempt } => self.launch(step, attempt),
                 Effect::Stop { step, attempt, force } => {

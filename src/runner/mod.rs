@@ -4,6 +4,7 @@ pub mod conformance;
 mod drive;
 mod executor;
 pub mod journal;
+mod ledger;
 mod logs;
 mod notice;
 pub mod replay;

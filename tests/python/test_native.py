@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from step_engine import DockerEngine, DockerRun, errors
+from step_engine import DockerEngine, DockerRun, errors, read_run
+from step_engine.lease import Lease, owner_lives
 
-from orchestrator.driving import owner_lives, owner_lock
+from orchestrator.driving import owner_lock
 
 
 def container(image: str, script: str, **more: Any) -> dict[str, Any]:
@@ -241,3 +245,98 @@ def test_a_run_directory_that_cannot_be_made_does_not_stop_the_run(tmp_path: Pat
     directory = str(tmp_path / "file" / "run")
     with owner_lock(directory):
         assert owner_lives(directory) is None
+
+
+FILL = "head -c 1000000 /dev/zero | tr '\\0' x | fold -w 100; "
+
+
+def filling(image: str, then: str) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """A step that fills the disk with its log, and a row of others, whose journal needs a further page of it."""
+    names = [f"s{at}" for at in range(12)]
+    steps: list[dict[str, Any]] = [{"name": "a"}]
+    steps += [{"name": name, "upstream": [before]} for before, name in zip(["a", *names], names, strict=False)]
+    return steps, {"a": container(image, FILL + then), **{name: container(image, "true") for name in names}}
+
+
+def test_a_full_disk_holds_a_run_for_a_while_which_then_goes_on_without_a_journal(
+    engine: DockerEngine, image: str, label: str, small_disk: Path
+) -> None:
+    steps, containers = filling(image, "true")
+    plan = {"run_id": label, "steps": steps}
+    summary, events = finish(DockerRun(engine, plan, containers, run_directory=str(small_disk / "logs")))
+    assert summary["status"] == "completed"
+    warnings = [event["message"] for event in events if event["kind"] == "warning"]
+    assert len([message for message in warnings if "the run waits for it" in message]) == 1, warnings
+    assert len([message for message in warnings if "goes on without a journal" in message]) == 1, warnings
+    assert read_run(str(small_disk / "logs")) is None
+
+
+def test_a_stop_does_not_wait_for_a_full_disk(engine: DockerEngine, image: str, label: str, small_disk: Path) -> None:
+    steps, containers = filling(image, "true")
+    steps.append({"name": "long"})
+    containers["long"] = container(image, "exec sleep 600")
+    plan = {"run_id": label, "steps": steps}
+    run = DockerRun(engine, plan, containers, run_directory=str(small_disk / "logs"))
+    run.start()
+    asked: float | None = None
+    while not run.finished:
+        for event in run.next_events(1.0):
+            if event["kind"] == "judge":
+                run.judge(event["step"], event["attempt"], event["outcome"], True)
+            elif event["kind"] == "warning" and "the run waits for it" in event["message"]:
+                asked = time.monotonic()
+                run.cancel("kill")
+    assert asked is not None
+    assert time.monotonic() - asked < 8
+    assert run.summary is not None
+    assert run.summary["status"] == "stopped"
+    assert engine.containers(label) == []
+
+
+def test_a_run_tells_its_story_from_its_directory(engine: DockerEngine, image: str, label: str, tmp_path: Path) -> None:
+    plan = {"run_id": label, "pipeline": "story", "steps": [{"name": "a"}, {"name": "b", "upstream": ["a"]}]}
+    containers = {
+        "a": container(image, "echo hello", environment={"TOKEN": "secret-value"}),
+        "b": container(image, "exit 3"),
+    }
+    directory = tmp_path / "run"
+    assert read_run(str(directory)) is None
+    summary, events = finish(DockerRun(engine, plan, containers, run_directory=str(directory)))
+    record = read_run(str(directory))
+    assert record is not None
+    assert (record["run_id"], record["pipeline"], record["steps"]) == (label, "story", ["a", "b"])
+    assert record["summary"]["steps"] == summary["steps"] == [("a", "completed"), ("b", "failed")]
+    quiet = ("log", "judge", "warning", "progress", "run_finished")
+    assert [e["kind"] for e in record["events"]] == [e["kind"] for e in events if e["kind"] not in quiet]
+    for path in directory.iterdir():
+        assert path.stat().st_mode & 0o077 == 0, path
+        assert b"secret-value" not in path.read_bytes()
+    (directory / "journal.jsonl").write_text("{}\n{}\n")
+    with pytest.raises(errors.StepEngineError, match="line 1 of the journal is damaged"):
+        read_run(str(directory))
+
+
+def test_a_run_has_one_owner(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    assert owner_lives(directory) is None
+    lease = Lease.take(directory)
+    assert owner_lives(directory)
+    with pytest.raises(errors.RunOwnedError, match=f"driven by process {os.getpid()} on ") as refused:
+        Lease.take(directory)
+    assert refused.value.owner is not None
+    assert (refused.value.run_directory, refused.value.owner["pid"]) == (str(directory), os.getpid())
+    lease.release()
+    assert owner_lives(directory) is False
+    Lease.take(directory).release()
+
+
+def test_looking_for_an_owner_keeps_nobody_from_becoming_one(tmp_path: Path) -> None:
+    Lease.take(tmp_path).release()
+    code = "import sys\nfrom step_engine.lease import owner_lives\nwhile True: owner_lives(sys.argv[1])"
+    looker = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    try:
+        for _ in range(30):
+            Lease.take(tmp_path).release()
+    finally:
+        looker.kill()
+        looker.wait()

@@ -3,5 +3,6 @@
 mod ending;
 mod host;
 mod journal;
+mod journalled;
 mod logs;
 mod running;

@@ -1,4 +1,4 @@
-"""The `step-engine` command: what the Docker engine is, what runs on it, and stopping a run. Knows nothing of ZenML."""
+"""The `step-engine` command: the engine, runs and their logs, stopping, state machines. Knows nothing of ZenML."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import sys
 from typing import TYPE_CHECKING
 
-from step_engine.cli import asl
+from step_engine.cli import asl, runs
 from step_engine.errors import StepEngineError
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from step_engine import DockerEngine
 
     try:
-        if options.handle is asl.show:
-            return asl.show(options)
+        if options.handle in (asl.show, runs.show_runs, runs.show_logs):
+            return int(options.handle(options))
         return int(options.handle(DockerEngine(), options))
     except StepEngineError as error:
         print(error, file=sys.stderr)
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds between asking and killing (default: each step's own)",
     )
     stop.set_defaults(handle=_stop)
+    runs.add_to(commands)
     asl.add_to(commands)
     return parser
 

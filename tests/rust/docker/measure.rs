@@ -141,7 +141,7 @@ async fn warm_latencies() {
         let times = Arc::new(Mutex::new(BTreeMap::new()));
         let watched = Arc::new(Watched { inner: Arc::new(executor), times: Arc::clone(&times) });
         let admission = Admission::new(&plan, fixture.engine.info().capacity()).unwrap();
-        let run = Run { plan: Arc::new(plan), admission, prepare: true, log_directory: None };
+        let run = Run { plan: Arc::new(plan), admission, prepare: true, log_directory: None, journal: None };
         let (sender, receiver) = notices();
         // Nobody listens: what is waited for is answered by dropping it.
         drop(receiver);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use step_engine::event::{Outcome, RunEvent, RunSummary, StepStatus};
 use step_engine::plan::{Admission, Capacity, Plan};
+use step_engine::runner::journal::{self, Header};
 use step_engine::runner::{Executor, Judgement, Notice, NoticeReceiver, Run, RunOver, Script, SimulatedExecutor};
 use step_engine::runner::{drive, notices};
 use step_engine::schedule::{CancelReason, Verdict};
@@ -71,11 +72,12 @@ pub struct Stage {
     pub cancels: Vec<(f64, CancelReason)>,
 }
 
+const HOST: Capacity = Capacity { cpu_millis: 4000, memory_bytes: 8 << 30, gpus: 0 };
+
 pub fn stage(plan: &str) -> Stage {
     let plan = Arc::new(Plan::from_json(plan).unwrap());
-    let host = Capacity { cpu_millis: 4000, memory_bytes: 8 << 30, gpus: 0 };
-    let admission = Admission::new(&plan, host).unwrap();
-    Stage { run: Run { plan, admission, prepare: false, log_directory: None }, cancels: Vec::new() }
+    let admission = Admission::new(&plan, HOST).unwrap();
+    Stage { run: Run { plan, admission, prepare: false, log_directory: None, journal: None }, cancels: Vec::new() }
 }
 
 pub fn simulated<const N: usize>(scripts: [(&str, Vec<Script>); N]) -> Arc<SimulatedExecutor> {
@@ -101,6 +103,18 @@ impl Stage {
     pub fn logging_to(mut self, directory: impl Into<PathBuf>) -> Self {
         self.run.log_directory = Some(directory.into());
         self
+    }
+
+    /// Keeps a journal beside the logs.
+    pub fn with_journal(mut self, directory: impl Into<PathBuf>, plan: &str) -> Self {
+        self.run.journal = Some(Header {
+            version: journal::VERSION,
+            plan: serde_json::from_str(plan).unwrap(),
+            capacity: HOST,
+            prepare: self.run.prepare,
+            began_unix_nanos: 0,
+        });
+        self.logging_to(directory)
     }
 
     pub fn preparing(mut self) -> Self {
