@@ -1,11 +1,11 @@
-"""What `compare.py` runs. Copied into a source root of its own, with the tutorial's pipeline beside it."""
+"""Steps that do nothing, and their pipelines. Nothing else is imported here: it would be imported by each step.
+
+Copied by `compare.py` into a source root of its own, with `heavy.py` and the tutorial's pipeline beside it.
+"""
 
 import time
 
-from heavy import uses_libraries
 from zenml import pipeline, step
-
-from pipelines.sklearn_pipeline import sklearn_pipeline
 
 UPSTREAM_SECONDS = 20
 """How long the step before the one with heavy imports takes."""
@@ -51,11 +51,6 @@ def fan_out() -> None:
 
 
 @pipeline
-def heavy() -> None:
-    uses_libraries(waits())
-
-
-@pipeline
 def paced() -> None:
     value = one()
     for _ in range(10):
@@ -66,14 +61,3 @@ def paced() -> None:
 def crowd() -> None:
     for _ in range(64):
         one()
-
-
-WORKS = {
-    "chain": chain,
-    "fan_out": fan_out,
-    "tutorial": sklearn_pipeline,
-    "heavy": heavy,
-    "paced": paced,
-    "crowd": crowd,
-}
-STEPS = {"chain": 8, "fan_out": 17, "tutorial": 3, "heavy": 2, "paced": 11, "crowd": 64}

@@ -185,7 +185,7 @@ def plan_warm_starts(
             "isolation": isolation[name],
             "entrypoint": WORKER_ENTRYPOINT,
             "command": _worker_command(
-                snapshot.id,
+                snapshot,
                 isolation[name],
                 groups[_shared_part(container)] if isolation[name] == "process" else [name],
             ),
@@ -207,9 +207,21 @@ def _shared_part(container: Mapping[str, Any]) -> str:
     return json.dumps({key: value for key, value in container.items() if key not in own}, sort_keys=True, default=str)
 
 
-def _worker_command(snapshot_id: object, isolation: str, names: list[str]) -> list[str]:
+def _worker_command(snapshot: PipelineSnapshotResponse, isolation: str, names: list[str]) -> list[str]:
+    configurations = snapshot.step_configurations
+    upstreams = {upstream for name in names for upstream in configurations[name].spec.upstream_steps}
+    # What was stored with an integration's materializer is loaded with it.
+    modules = {
+        source.module
+        for upstream in upstreams
+        if upstream in configurations
+        for output in configurations[upstream].config.outputs.values()
+        for source in output.materializer_source or ()
+        if source.module.startswith("zenml.integrations.")
+    }
     steps = [argument for name in names for argument in ("--step_name", name)]
-    return ["--snapshot_id", str(snapshot_id), "--isolation", isolation, *steps]
+    imports = [argument for module in sorted(modules) for argument in ("--import", module)]
+    return ["--snapshot_id", str(snapshot.id), "--isolation", isolation, *steps, *imports]
 
 
 def default_user(engine: Mapping[str, Any]) -> str | None:

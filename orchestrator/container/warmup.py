@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.container.integrations import activate_lazily
+
 if TYPE_CHECKING:
     from zenml.config.source import Source
     from zenml.config.step_configurations import Step
@@ -46,6 +48,8 @@ def as_entrypoint() -> Iterator[None]:
     Yields:
         Nothing.
     """
+    # Nearly all that is made until the user's modules come stays: looking for garbage in it takes time for nothing.
+    gc.disable()
     from zenml.entrypoints import entrypoint
     from zenml.execution.pipeline.utils import prevent_pipeline_execution
 
@@ -66,11 +70,14 @@ class WarmSteps:
     Args:
         snapshot_id: The snapshot.
         names: The steps.
+        modules: What else they are likely to import, such as the materializers of what they get.
         tolerant: Whether a step whose modules cannot be imported is left to fail when it runs, so that the others are
             served all the same.
     """
 
-    def __init__(self, snapshot_id: str, names: list[str], *, tolerant: bool = False) -> None:
+    def __init__(
+        self, snapshot_id: str, names: list[str], *, modules: Iterable[str] = (), tolerant: bool = False
+    ) -> None:
         """Does what precedes the first step's code.
 
         Raises:
@@ -79,7 +86,6 @@ class WarmSteps:
         """
         from zenml.client import Client
         from zenml.entrypoints import StepEntrypointConfiguration
-        from zenml.integrations.registry import integration_registry
         from zenml.stack import Stack
 
         self._arguments = {
@@ -87,8 +93,6 @@ class WarmSteps:
             for name in names
         }
         sys.argv[:] = self._argv(names[0])
-        # Nearly all that is made until the user's modules come stays: looking for garbage in it takes time for nothing.
-        gc.disable()
         self._snapshot = self._load_snapshot(snapshot_id, names)
         self._configurations: dict[str, StepEntrypointConfiguration] = {}
         for name, arguments in self._arguments.items():
@@ -97,7 +101,7 @@ class WarmSteps:
             self._configurations[name] = configuration
         if len({configuration.should_download_code for configuration in self._configurations.values()}) > 1:
             raise UnfitError("Some of the steps take their code from the image, others download it.")
-        integration_registry.activate_integrations()
+        activate_used = activate_lazily()
         self._configurations[names[0]].prepare_code_environment()
         # Instantiates every component, as the launcher will find it in ZenML's cache.
         Client().active_stack.orchestrator  # noqa: B018
@@ -116,6 +120,11 @@ class WarmSteps:
             except Exception:
                 if not tolerant:
                     raise
+        for module in modules:
+            # What the step gets may need it. If not, its absence is no failure.
+            with contextlib.suppress(Exception):
+                importlib.import_module(module)
+        activate_used()
         # ZenML keeps the listing of a run's first step only.
         if any(not configuration.step.spec.upstream_steps for configuration in self._configurations.values()):
             _keep_package_listing()

@@ -36,6 +36,7 @@ def main(arguments: Sequence[str], last_word: LastWord) -> int:
     parser.add_argument("--snapshot_id", required=True)
     parser.add_argument("--isolation", choices=("container", "process"), required=True)
     parser.add_argument("--step_name", action="append", required=True)
+    parser.add_argument("--import", dest="modules", action="append", default=[])
     options = parser.parse_args(arguments)
     channel = Channel()
     try:
@@ -72,7 +73,7 @@ def _serve_one(options: argparse.Namespace, channel: Channel, ready: Callable[[]
     from orchestrator.container import memory
     from orchestrator.container.warmup import WarmSteps
 
-    steps = WarmSteps(options.snapshot_id, options.step_name)
+    steps = WarmSteps(options.snapshot_id, options.step_name, modules=options.modules)
     steps.settle()
     ready()
     while not (commands := channel.receive()):
@@ -107,7 +108,7 @@ def _serve_in_processes(
     from orchestrator.container.warmup import WarmSteps
 
     random_state = RandomState()
-    steps = WarmSteps(options.snapshot_id, options.step_name, tolerant=True)
+    steps = WarmSteps(options.snapshot_id, options.step_name, modules=options.modules, tolerant=True)
     random_state.note_seeds()
     check_threads()
     server = ForkingServer(channel, steps, random_state)
