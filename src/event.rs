@@ -198,10 +198,10 @@ pub struct AttemptDetails {
     pub image_id: Option<String>,
     /// Where this attempt's log is kept.
     pub log_path: Option<String>,
-    /// Whether a warm worker took it, rather than a container that was started for it.
+    /// Whether it took a warm worker: one that was made before the attempt was launched.
     #[serde(default)]
     pub warm: bool,
-    /// From the worker's being told to go until the step began; none for a cold start.
+    /// From the worker's being told to go until the step began; none when no worker took it.
     #[serde(with = "optional_seconds", default)]
     pub go_to_started: Option<Duration>,
 }

@@ -1,6 +1,6 @@
 //! The warm workers of one run: which are made, who gets which, which go.
 //!
-//! With `isolation: container` a worker is made when a step is prepared, for that attempt. With `isolation: process` steps
+//! With `isolation: container` a worker is made when a step is prepared, or launched without, for that attempt. With `isolation: process` steps
 //! whose containers are described alike form a [`Group`] that shares workers; of these there are no more than can run at
 //! once. An idle worker is kept by a task of its own, which ends with it, and which nobody waits for but [`Pool::close`].
 
@@ -57,6 +57,15 @@ impl Start {
     }
 }
 
+/// When a worker is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Made {
+    /// Before it is needed.
+    Ahead,
+    /// For a step that starts now.
+    OnDemand,
+}
+
 /// Everything that the engine is told about a worker, except for which step it is. Secrets in it: it stays in memory.
 fn key(spec: &ContainerSpec) -> Arc<str> {
     let warm = spec.warm.as_ref().map(|warm| WarmSpec { command: Vec::new(), ..warm.clone() });
@@ -93,6 +102,8 @@ struct State {
     upstream: HashMap<StepIndex, Vec<StepIndex>>,
     /// Workers for one attempt.
     own: HashMap<StepIndex, Idle>,
+    /// Steps whose own worker could not be used: they start the plain way from then on.
+    unfit: HashSet<StepIndex>,
     groups: BTreeMap<Arc<str>, Group>,
     /// For the next attempt that starts cold.
     warning: Option<String>,
@@ -172,6 +183,7 @@ impl Pool {
             max_parallelism: usize::MAX,
             upstream: HashMap::new(),
             own: HashMap::new(),
+            unfit: HashSet::new(),
             groups,
             warning: None,
             tasks: JoinSet::new(),
@@ -212,9 +224,10 @@ impl Pool {
         }
         match start {
             Start::Cold => {}
+            Start::Own if state.unfit.contains(&spec.step) => {}
             Start::Own => {
                 let purpose = Purpose::Attempt { step: Arc::clone(&spec.name), attempt: spec.attempt };
-                let idle = self.make(&mut state, container, purpose, &spec);
+                let idle = self.make(&mut state, container, purpose, &spec, Made::Ahead);
                 state.own.extend(idle.map(|idle| (spec.step, idle)));
             }
             Start::Shared(key) => {
@@ -263,7 +276,16 @@ impl Pool {
         match start {
             Start::Cold => None,
             Start::Own => {
-                let idle = state.own.remove(&spec.step).filter(|idle| idle.attempt == spec.attempt);
+                let prepared = state.own.remove(&spec.step).filter(|idle| idle.attempt == spec.attempt);
+                let idle = match prepared {
+                    Some(idle) => Some(idle),
+                    // Its way to the step's first line is shorter than that of a plain start.
+                    None if !state.unfit.contains(&spec.step) => {
+                        let purpose = Purpose::Attempt { step: Arc::clone(&spec.name), attempt: spec.attempt };
+                        self.make(&mut state, container, purpose, spec, Made::OnDemand)
+                    }
+                    None => None,
+                };
                 idle.and_then(|idle| idle.wanted.send(wanted).ok()).map(|()| Taken { worker, lease: lease(None) })
             }
             Start::Shared(key) => self
@@ -294,7 +316,7 @@ impl Pool {
         }
         let unfit = group.is_unfit();
         if let Some(wanted) = refused.take_if(|_| !unfit) {
-            refused = match self.make(state, &container, self.shared_purpose(), spec) {
+            refused = match self.make(state, &container, self.shared_purpose(), spec, Made::OnDemand) {
                 Some(idle) => idle.wanted.send(wanted).err(),
                 None => Some(wanted),
             };
@@ -349,7 +371,7 @@ impl Pool {
         let wanted = (group.busy.len() + needed.len()).min(state.max_parallelism);
         for spec in needed.into_iter().take(wanted.saturating_sub(live)) {
             let Some((_, container)) = self.0.starts.get(&*spec.name) else { continue };
-            let idle = self.make(state, container, self.shared_purpose(), &spec);
+            let idle = self.make(state, container, self.shared_purpose(), &spec, Made::Ahead);
             if let Some(group) = state.groups.get_mut(key) {
                 group.idle.extend(idle);
             }
@@ -363,6 +385,7 @@ impl Pool {
         container: &Arc<ContainerSpec>,
         purpose: Purpose,
         spec: &AttemptSpec,
+        made: Made,
     ) -> Option<Idle> {
         let shared = &self.0;
         let recipe = Recipe {
@@ -374,7 +397,8 @@ impl Pool {
             spec: Arc::clone(container),
             purpose,
             demand: spec.demand,
-            idles: !shared.keeps_limits.load(Ordering::Relaxed),
+            ahead: made == Made::Ahead,
+            idles: made == Made::Ahead && !shared.keeps_limits.load(Ordering::Relaxed),
         };
         let (phase, phases) = watch::channel(Phase::Made);
         let (wanted, wish) = oneshot::channel();
@@ -495,9 +519,12 @@ impl Lease {
 
     /// The warm-up failed.
     pub(super) fn failed(&self, says_so: bool) {
-        if let Some(key) = &self.group
-            && let Some(group) = self.pool.state().groups.get_mut(key)
-        {
+        let mut state = self.pool.state();
+        let Some(key) = &self.group else {
+            state.unfit.insert(self.id.0);
+            return;
+        };
+        if let Some(group) = state.groups.get_mut(key) {
             group.failures = if says_so { MAX_FAILURES } else { group.failures + 1 };
         }
     }

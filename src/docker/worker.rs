@@ -48,6 +48,8 @@ pub(super) struct Recipe {
     pub(super) purpose: Purpose,
     /// Of the step that it is made for.
     pub(super) demand: Demand,
+    /// Whether it is made before its step is launched.
+    pub(super) ahead: bool,
     /// Whether it warms up at the lowest CPU share, which has to be raised later.
     pub(super) idles: bool,
 }
@@ -88,6 +90,7 @@ pub(super) struct Worker {
     /// What the run arguments say.
     host: Box<HostConfig>,
     limits: Limits,
+    ahead: bool,
     /// Whether its CPU shares and its CPU limit are those of warming up.
     sleeps: bool,
     nonce: Nonce,
@@ -142,6 +145,7 @@ impl Recipe {
                 events,
                 host: Box::new(arguments.host),
                 limits,
+                ahead: self.ahead,
                 sleeps: self.idles,
                 nonce,
                 ready: false,
@@ -221,7 +225,7 @@ impl Worker {
             container_id: Some(self.container.id.clone()),
             container_name: Some(self.container.name.clone()),
             image_id: Some(self.image_id.to_string()),
-            warm: true,
+            warm: self.ahead || self.served > 0,
             ..AttemptDetails::default()
         };
         self.outlet.call(sink, details);

@@ -39,13 +39,27 @@ async fn a_prepared_step_starts_in_its_worker() {
 }
 
 #[tokio::test]
-async fn a_step_that_was_not_prepared_starts_cold() {
-    let Some(bench) = bench("unprepared", &[], &["say hello 3"]).await else { return };
-    let (outcome, memory) = bench.launch("say hello 3").end().await;
+async fn a_step_that_was_not_prepared_has_a_worker_of_its_own_made_for_it() {
+    let Some(bench) = bench("unprepared", &["warm=300"], &["say hello 3"]).await else { return };
+    let running = bench.launch("say hello 3");
+    // With the CPU of a step from the beginning.
+    bench.until_awake(1).await;
+    let (outcome, memory) = running.end().await;
     assert_eq!((outcome, memory.text().as_str()), (Outcome::Exited { code: 3 }, "hello\n"));
     let details = memory.started().unwrap();
-    assert_eq!((details.warm, details.go_to_started), (false, None));
-    assert!(memory.usage().is_empty());
+    // Nothing was warm when it was launched.
+    assert!(!details.warm && details.go_to_started.is_some());
+    bench.ends().await;
+}
+
+#[tokio::test]
+async fn a_step_whose_worker_is_unfit_starts_the_plain_way_from_then_on() {
+    let Some(bench) = bench("unfit-once", &["unfit"], &["say hello 3"]).await else { return };
+    for _ in 0..2 {
+        let (outcome, memory) = bench.launch("say hello 3").end().await;
+        assert_eq!((outcome, memory.text().as_str()), (Outcome::Exited { code: 3 }, "hello\n"));
+        assert_eq!(memory.started().unwrap().go_to_started, None);
+    }
     bench.ends().await;
 }
 
