@@ -81,8 +81,8 @@ def _libraries(integration: type[Integration]) -> set[str]:
 class _Waiting:
     """The integrations that wait, and ZenML's registry of materializers, which asks for them.
 
-    Whoever registers a type first has it. Integrations that wait come late, so each gets what its place in ZenML's order
-    gives it: its rank.
+    Whoever registers a type first has it. Integrations that wait come late, so each gets what its place in ZenML's
+    order gives it: its rank.
     """
 
     def __init__(self, integrations: list[type[Integration]]) -> None:
@@ -210,4 +210,6 @@ def _may_be_theirs(class_: type) -> bool:
 def _is_installed(place: str) -> bool:
     directories = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     path = Path(place)
-    return any(parent.name in ("site-packages", "dist-packages") or str(parent) in directories for parent in path.parents)
+    return any(
+        parent.name in ("site-packages", "dist-packages") or str(parent) in directories for parent in path.parents
+    )
