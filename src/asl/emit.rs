@@ -192,7 +192,7 @@ impl Emitter<'_, '_> {
                 (Some(node), ..) => format!("{} +{}", self.shared.labels[node as usize], part.count_steps().max(1) - 1),
                 (None, Some(&edge), _) => self.shared.ends[edge].to.clone(),
                 (None, None, Some(&edge)) => self.shared.ends[edge].from.clone(),
-                (None, None, None) => "junction".into(),
+                (None, None, None) => "(junction)".into(),
             },
         }
     }

@@ -12,6 +12,10 @@ pub const PAYLOAD_BYTES: u64 = 262_144;
 pub const NAME_CHARACTERS: usize = 80;
 /// Characters of `overrides` in ECS `RunTask`, JSON formatting included. ECS API reference, `RunTask`.
 pub const OVERRIDES_CHARACTERS: u64 = 8_192;
+/// Subnets and security groups of a task. ECS API reference, `AwsVpcConfiguration`.
+pub const SUBNETS: usize = 16;
+/// See [`SUBNETS`].
+pub const SECURITY_GROUPS: usize = 5;
 /// Characters of the cause of a failed execution. API reference, `HistoryEvent`: `cause` up to 32,768.
 pub const CAUSE_CHARACTERS: usize = 32_768;
 /// Largest number of seconds that a field takes. Amazon States Language specification: 99,999,999.

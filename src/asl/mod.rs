@@ -35,7 +35,7 @@ pub use barrier::AddedWait;
 pub use draw::Picture;
 pub use error::AslError;
 pub use names::content_hash;
-use names::{Names, label, machine_name};
+use names::{Names, labels, machine_name};
 pub use options::{
     Account, AslOptions, CapacityProvider, ExecutionField, LaunchType, MachineLimits, Network, RunValue, SignalStore,
     Synchronization, TaskSettings, Value,
@@ -173,7 +173,8 @@ impl<'a> Analysis<'a> {
                 actual,
             });
         }
-        let labels: Vec<String> = steps.iter().map(|step| label(&step.name)).collect();
+        let names: Vec<&str> = steps.iter().map(|step| step.name.as_ref()).collect();
+        let labels = labels(&names);
         // A step without upstreams starts with the run, unless a barrier holds it back.
         let delayed = |node: usize| !graph.preds[node].is_empty() || !tree.waits.is_empty();
         let asks_for_stop: Vec<bool> =
@@ -190,7 +191,6 @@ impl<'a> Analysis<'a> {
             let message = format!("{why}: set signals.bucket to a bucket that the machine may write{else_do}");
             return Err(AslError::option(None, "signals.bucket", message));
         }
-        let names = steps.iter().map(|step| step.name.as_ref()).collect();
         let name = options.name.clone().unwrap_or_else(|| machine_name(&plan.pipeline, limits::NAME_CHARACTERS));
         let edges = graph.preds.iter().map(Vec::len).sum();
         Ok(Self {
@@ -285,7 +285,7 @@ fn sizes(steps: &[&Step], ready: &[task::Ready]) -> Result<Vec<StepSize>, AslErr
     let mut sizes = Vec::new();
     for (step, ready) in steps.iter().zip(ready) {
         let settings = ready.settings();
-        let on_fargate = match &settings.capacity_providers {
+        let on_fargate = match settings.strategy() {
             Some(providers) => providers.iter().any(|provider| provider.name.starts_with("FARGATE")),
             None => settings.launch_type == Some(LaunchType::Fargate),
         };
@@ -313,7 +313,8 @@ fn ends(root: &Part, labels: &[String], token_edges: usize) -> Vec<signal::Ends>
             let own = match (&part.kind, part.first_step()) {
                 (Kind::Step(node), _) => labels[*node as usize].clone(),
                 (_, Some(node)) => names.take(&format!("{} +{}", labels[node as usize], part.count_steps() - 1)),
-                (_, None) => names.take("junction"),
+                // Brackets stand in no step's label.
+                (_, None) => names.take("(junction)"),
             };
             for &edge in &part.awaits {
                 ends[edge].to.clone_from(&own);

@@ -15,7 +15,8 @@
 use super::limits::{ITEM_EVENTS, MAP_EVENTS, PLAIN_EVENTS, REQUEST_EVENTS};
 use super::options::{AslOptions, SignalStore};
 use super::states::{
-    Catcher, Choice, Graph, Map, Parallel, Pass, ResultPath, Rule, State, States, Task, Template, Test, Then, quoted,
+    Catcher, Choice, Graph, Map, Parallel, Pass, ResultPath, Rule, State, States, Task, Template, Test, Then,
+    format_template,
 };
 use super::task::{Scope, infrastructure};
 
@@ -76,7 +77,7 @@ impl Signals<'_> {
     fn key(&self, rest: &str, arguments: &[&str]) -> Template {
         let prefix = &self.store.prefix;
         let template = if prefix.is_empty() { format!("{{}}/{rest}") } else { format!("{prefix}/{{}}/{rest}") };
-        let mut expression = format!("States.Format({}, {}", quoted(&template), self.scope.execution_name());
+        let mut expression = format!("States.Format({}, {}", format_template(&template), self.scope.execution_name());
         for argument in arguments {
             expression.push_str(", ");
             expression.push_str(argument);

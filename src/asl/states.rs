@@ -325,12 +325,21 @@ impl Serialize for Template {
     }
 }
 
-/// A string literal inside an intrinsic function.
+/// A string literal inside an intrinsic function. Braces are reserved in all of them.
 pub fn quoted(text: &str) -> String {
+    escaped(text, &['\'', '\\', '{', '}'])
+}
+
+/// The first argument of `States.Format`: `{}` stands for the arguments that follow.
+pub fn format_template(text: &str) -> String {
+    escaped(text, &['\'', '\\'])
+}
+
+fn escaped(text: &str, reserved: &[char]) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('\'');
     for character in text.chars() {
-        if matches!(character, '\'' | '\\') {
+        if reserved.contains(&character) {
             out.push('\\');
         }
         out.push(character);

@@ -406,8 +406,9 @@ impl<'a> Interpreter<'a> {
             Some((parent, at)) => {
                 self.frames[parent].results[at] = Some(output);
                 if self.frames[parent].results.iter().all(Option::is_some) {
-                    let results = self.frames[parent].results.iter().flatten().cloned().collect();
-                    self.done(parent, Ok(Value::Array(results)));
+                    let results = Value::Array(self.frames[parent].results.iter().flatten().cloned().collect());
+                    self.largest_payload = self.largest_payload.max(results.to_string().len());
+                    self.done(parent, Ok(results));
                 }
             }
             None => match self.executions[self.frames[id].execution].parent {
