@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +88,7 @@ def _compiled(pipeline: Pipeline, config: str | None) -> tuple[dict[str, Any], d
     return plan, {**_renamed(whole, _MACHINE), "steps": steps}
 
 
-def _settings(levels: list[Mapping[str, BaseSettings]]) -> dict[str, Any]:
+def _settings(levels: Sequence[Mapping[str, BaseSettings]]) -> dict[str, Any]:
     """Merges what the orchestrator is told on several levels, the last wins."""
     merged: dict[str, Any] = {}
     for level in levels:
@@ -138,6 +138,8 @@ def _in_one_sentence(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         text = " ".join(str(error).split())
-        raise PlanError(f"{what}: {type(error).__name__}: {text}" if text else f"{what}: {type(error).__name__}") from error
+        raise PlanError(
+            f"{what}: {type(error).__name__}: {text}" if text else f"{what}: {type(error).__name__}"
+        ) from error
     finally:
         logging.disable(before)

@@ -90,7 +90,9 @@ def test_a_pipeline_and_its_configuration(shown, module, tmp_path):
     assert (load["Parameters"]["LaunchType"], train["Parameters"]["LaunchType"]) == ("FARGATE", "EC2")
     assert (train["Retry"][-1]["MaxAttempts"], train["Retry"][-1]["IntervalSeconds"]) == (2, 4)
     assert "$$.Execution.Input.snapshot_id" in train["Parameters"]["Overrides"]["ContainerOverrides"][0]["Command.$"]
-    assert json.loads(shown(f"{module}:training", "--config", config, "--format", "json")[1])["synchronization"] == "auto"
+    assert (
+        json.loads(shown(f"{module}:training", "--config", config, "--format", "json")[1])["synchronization"] == "auto"
+    )
 
 
 def test_the_tutorials_machine_in_the_documentation_is_current(shown, monkeypatch):
@@ -103,7 +105,11 @@ def test_the_tutorials_machine_in_the_documentation_is_current(shown, monkeypatc
 
 @pytest.mark.parametrize("plan", ["n_graph", "ml_40"])
 def test_the_other_machines_in_the_documentation_are_current(shown, plan):
-    for file, kind in {f"machines/{plan}.asl.json": "asl", f"pictures/{plan}.svg": "svg", f"pictures/{plan}.mmd": "mermaid"}.items():
+    for file, kind in {
+        f"machines/{plan}.asl.json": "asl",
+        f"pictures/{plan}.svg": "svg",
+        f"pictures/{plan}.mmd": "mermaid",
+    }.items():
         assert shown(PLANS / f"{plan}.json", "--format", kind)[1] == (ROOT / "docs" / file).read_text(), file
 
 
