@@ -47,7 +47,7 @@ def preview(path: str, name: str, config: str | None) -> tuple[dict[str, Any], d
         config: YAML file of the run configuration, if any.
 
     Returns:
-        The plan, and the compile options that follow from the pipeline: what its settings say and the commands of its steps.
+        The plan, and the compile options that follow from the pipeline: its settings and the commands of its steps.
 
     Raises:
         PlanError: There is no such file or pipeline, it is a dynamic one, or it cannot be compiled.
@@ -71,7 +71,7 @@ def _compiled(pipeline: Pipeline, config: str | None) -> tuple[dict[str, Any], d
 
     configured = pipeline.with_options(config_path=config) if config else pipeline
     configured.prepare()
-    # What `Pipeline.run` does before it stores anything. Settings of components that the stack does not have get lost here.
+    # What `Pipeline.run` does before it stores anything. Settings for components that the stack lacks get lost here.
     own = {key: value for key, value in configured._run_args.items() if key in ("config_path", "step_configurations")}
     snapshot, *_ = configured._compile(**own)
     file = PipelineRunConfiguration.from_yaml(config) if config else PipelineRunConfiguration()
@@ -127,7 +127,10 @@ def _load(path: str) -> ModuleType:
 
 @contextmanager
 def _in_one_sentence(what: str) -> Iterator[None]:
-    """Turns whatever a pipeline's code or ZenML raises into one sentence. ZenML's hints speak of the stack, which does not matter."""
+    """Turns whatever a pipeline's code or ZenML raises into one sentence.
+
+    ZenML's hints are left out: they speak of the stack that is active, which does not matter here.
+    """
     from step_engine.errors import PlanError, StepEngineError
 
     before = logging.root.manager.disable

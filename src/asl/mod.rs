@@ -115,15 +115,37 @@ pub fn draw(plan: &Plan, options: &AslOptions, picture: Picture) -> Result<Strin
 
 /// Failed and skipped steps from the cause of an execution that ended with `StepEngine.StepsFailed`; none for another cause.
 ///
-/// Steps are given by label: the step's name, unless that has characters that a state's name should not have.
+/// Steps are given by label: the step's name, unless that is long or has characters that a state's name should not have. A list that is
+/// longer than a cause may be is empty here: the cause has its length, as `failed_count` or `skipped_count`.
 #[must_use]
 pub fn parse_cause(cause: &str) -> Option<(Vec<String>, Vec<String>)> {
     let cause: serde_json::Value = serde_json::from_str(cause).ok()?;
-    let list = |field: &str| {
-        let list = cause.get(field)?.as_str()?;
-        Some(list.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect())
+    let list = |field: &str| match cause.get(field) {
+        Some(list) => Some(list.as_str()?.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect()),
+        None => cause.get(format!("{field}_count")).map(|_| Vec::new()),
     };
     Some((list("failed")?, list("skipped")?))
+}
+
+/// Labels that fit into a payload even when no step completes: one list, or two where barriers pass on what did not complete.
+fn fitting_labels(names: &[&str], mode: ExecutionMode, waits: bool) -> Result<Vec<String>, AslError> {
+    if mode == ExecutionMode::FailFast {
+        return Ok(labels(names, usize::MAX));
+    }
+    let lists = if waits { 2 } else { 1 };
+    let room = (limits::PAYLOAD_BYTES - limits::PAYLOAD_BESIDE_NAMES) / lists;
+    let labels = labels(names, usize::try_from(room).unwrap_or(usize::MAX));
+    let actual = labels.iter().map(|label| label.len() as u64 + 1).sum();
+    if actual > room {
+        return Err(AslError::Limit {
+            step: None,
+            what: "the names of all steps in a payload; use shorter names, fewer steps, or fail_fast",
+            unit: "bytes",
+            limit: room,
+            actual,
+        });
+    }
+    Ok(labels)
 }
 
 struct Analysis<'a> {
@@ -174,7 +196,7 @@ impl<'a> Analysis<'a> {
             });
         }
         let names: Vec<&str> = steps.iter().map(|step| step.name.as_ref()).collect();
-        let labels = labels(&names);
+        let labels = fitting_labels(&names, plan.execution_mode, !tree.waits.is_empty())?;
         // A step without upstreams starts with the run, unless a barrier holds it back.
         let delayed = |node: usize| !graph.preds[node].is_empty() || !tree.waits.is_empty();
         let asks_for_stop: Vec<bool> =

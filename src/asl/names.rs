@@ -31,25 +31,30 @@ pub fn content_hash(bytes: &[u8]) -> String {
     format!("{high:016x}{low:016x}")
 }
 
-/// Longest label; what is added to it in a state's name must fit beside it.
-const LABEL_CHARACTERS: usize = 56;
+/// Longest labels that are tried; what is added to one in a state's name must fit beside it.
+const LABEL_CHARACTERS: [usize; 5] = [56, 40, 28, 20, 14];
 
 /// Labels of steps: their names as far as those can stand in state names, keys, patterns and lists. No two are equal.
 ///
 /// Letters, digits, `_`, `-`, `.` and inner spaces stay. Anything else becomes `_`, and a hash of the original keeps two such names
-/// apart.
-pub fn labels(names: &[&str]) -> Vec<String> {
+/// apart. `room` is for all of them in a list, each with a comma: long names in a large pipeline are shortened until they fit or are
+/// as short as they can be.
+pub fn labels(names: &[&str], room: usize) -> Vec<String> {
+    let [.., shortest] = LABEL_CHARACTERS;
+    let fits = |&longest: &usize| names.iter().map(|name| name.len().min(longest) + 1).sum::<usize>() <= room;
+    let longest = LABEL_CHARACTERS.into_iter().find(fits).unwrap_or(shortest);
+    let stays = |name: &str| is_label(name, longest);
     // A name that stays as it is has the first right to itself.
-    let mut taken: HashSet<String> = names.iter().copied().filter(|name| is_label(name)).map(str::to_owned).collect();
+    let mut taken: HashSet<String> = names.iter().copied().filter(|name| stays(name)).map(str::to_owned).collect();
     let make = |name: &&str| {
-        if is_label(name) {
+        if stays(name) {
             return (*name).to_owned();
         }
         let digits = content_hash(name.as_bytes());
-        let mut label = with_hash(name, &digits);
+        let mut label = with_hash(name, &digits, longest);
         let mut round = 1;
         while !taken.insert(label.clone()) {
-            label = with_hash(name, &content_hash(format!("{digits}{round}").as_bytes()));
+            label = with_hash(name, &content_hash(format!("{digits}{round}").as_bytes()), longest);
             round += 1;
         }
         label
@@ -62,15 +67,12 @@ fn is_plain(c: char) -> bool {
 }
 
 /// Whether a name can be its own label. One of dots alone would mean another place in a key.
-fn is_label(name: &str) -> bool {
-    name.len() <= LABEL_CHARACTERS
-        && name.chars().all(is_plain)
-        && name.trim() == name
-        && !name.chars().all(|c| c == '.')
+fn is_label(name: &str, longest: usize) -> bool {
+    name.len() <= longest && name.chars().all(is_plain) && name.trim() == name && !name.chars().all(|c| c == '.')
 }
 
-fn with_hash(name: &str, digits: &str) -> String {
-    let kept: String = name.chars().map(|c| if is_plain(c) { c } else { '_' }).take(LABEL_CHARACTERS - 9).collect();
+fn with_hash(name: &str, digits: &str, longest: usize) -> String {
+    let kept: String = name.chars().map(|c| if is_plain(c) { c } else { '_' }).take(longest - 9).collect();
     format!("{}-{}", kept.trim(), &digits[..8])
 }
 
