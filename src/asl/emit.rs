@@ -1,8 +1,8 @@
 //! Tree -> states. Continuations are names, so parts are written from the last to the first.
 //!
-//! Payload, in modes that go on after a failure: `$.s` holds `failed` and `skipped` (labels, each followed by a comma) of the
+//! Payload, in modes that go on after a failure: `$.o.s` holds `failed` and `skipped` (labels, each followed by a comma) of the
 //! current branch and the `signal` that its last step gives who waits for it; `$.up.bad` the labels that a barrier has passed on;
-//! `$.n` what a part adds to a `$.s` that is not empty. A branch and a machine inside put out `$.s` and nothing else, so that payloads
+//! `$.n` what a part adds to a `$.o.s` that is not empty. A branch and a machine inside put out `$.o` and nothing else, so that payloads
 //! stay small where many meet. Under `FAIL_FAST` nothing is read from the payload but `$.t`, the scratch place of signals.
 
 use super::limits::{self, INTRINSIC_CHARACTERS};
@@ -108,9 +108,9 @@ struct Around {
     bad: Then,
     /// Whether something before it can make it be skipped as a whole.
     skippable: bool,
-    /// Whether `$.s` can hold failures when it begins.
+    /// Whether `$.o.s` can hold failures when it begins.
     dirty: bool,
-    /// Whether a step that completes says so in `$.s.signal`.
+    /// Whether a step that completes says so in `$.o.s.signal`.
     notes_completion: bool,
 }
 
@@ -120,10 +120,10 @@ impl Around {
     }
 }
 
-const S: ResultPath = ResultPath::At("$.s");
+const S: ResultPath = ResultPath::At("$.o.s");
 const N: ResultPath = ResultPath::At("$.n");
 /// Where lists of steps stand that did not complete: all of the branch, or those that a part adds.
-const OF_BRANCH: [&str; 2] = ["$.s.failed", "$.s.skipped"];
+const OF_BRANCH: [&str; 2] = ["$.o.s.failed", "$.o.s.skipped"];
 const OF_PART: [&str; 2] = ["$.n.failed", "$.n.skipped"];
 
 impl Emitter<'_, '_> {
@@ -144,7 +144,7 @@ impl Emitter<'_, '_> {
             Scope::Root => Template::Object(vec![("bad", Template::text(","))]),
             Scope::Nested => Template::expression("$.up"),
         };
-        let begin = Template::Object(vec![("s", clean()), ("up", up)]);
+        let begin = Template::Object(vec![("o", clean()), ("up", up)]);
         let begin = self.plain("begin", pass(begin, ResultPath::At("$"), entry.run), &mut out);
         Graph { comment, timeout_seconds, ..graph(Then::Next(begin), out) }
     }
@@ -153,7 +153,7 @@ impl Emitter<'_, '_> {
     fn verdict(&mut self, out: &mut Out) -> String {
         let fail = self.names.take("run failed");
         out.push((fail.clone(), State::Fail(Fail { error: "StepEngine.StepsFailed", cause_path: "$.cause" })));
-        let cause = Template::Object(vec![("cause", Template::expression("States.JsonToString($.s)"))]);
+        let cause = Template::Object(vec![("cause", Template::expression("States.JsonToString($.o.s)"))]);
         let tell = self.names.take("list failed and skipped steps");
         out.push((tell.clone(), pass(cause, ResultPath::At("$"), Then::Next(fail.clone()))));
         let tell = self.tell_what_fits(tell, &fail, out);
@@ -177,7 +177,7 @@ impl Emitter<'_, '_> {
             name
         };
         let counts = r#"States.Format('\{"failed_count":{},"skipped_count":{}\}', $.n.failed, $.n.skipped)"#;
-        let failed = r#"States.Format('\{"failed":"{}","skipped_count":{}\}', $.s.failed, $.n.skipped)"#;
+        let failed = r#"States.Format('\{"failed":"{}","skipped_count":{}\}', $.o.s.failed, $.n.skipped)"#;
         let default = tell("count failed and skipped steps", counts);
         let tell_failed = tell("list failed steps", failed);
         let at_most = |variable| Test::AtMost { variable, numeric_less_than_equals: fit };
@@ -224,7 +224,7 @@ impl Emitter<'_, '_> {
 
     /// The end of a branch or of a machine inside another.
     fn end(&self) -> Then {
-        if self.shared.tracks() { Then::EndWith("$.s") } else { Then::End }
+        if self.shared.tracks() { Then::EndWith("$.o") } else { Then::End }
     }
 
     fn signals(&self) -> Option<Signals<'_>> {
@@ -327,7 +327,7 @@ impl Emitter<'_, '_> {
         let task = State::Task(Box::new(Task {
             resource: self.integration("ecs:runTask.sync"),
             parameters: shared.ready[at].parameters(label, self.scope),
-            result_path: if keep.is_some() { ResultPath::At("$.s.signal") } else { ResultPath::Discard },
+            result_path: if keep.is_some() { ResultPath::At("$.o.s.signal") } else { ResultPath::Discard },
             result_selector: keep,
             timeout_seconds: step.timeout.map(whole_seconds),
             retry: retriers(&step.retry, shared.options.infrastructure_retries),
@@ -407,10 +407,10 @@ impl Emitter<'_, '_> {
         let (mut parameters, mut result_selector) = (None, None);
         if self.shared.tracks() {
             let of_branches = |field: &str| {
-                let paths: Vec<String> = (0..parts.len()).map(|at| format!("$[{at}].{field}")).collect();
+                let paths: Vec<String> = (0..parts.len()).map(|at| format!("$[{at}].s.{field}")).collect();
                 Template::expression(joined(paths.iter().map(String::as_str)))
             };
-            parameters = Some(Template::Object(vec![("s", clean()), ("up", Template::expression("$.up"))]));
+            parameters = Some(Template::Object(vec![("o", clean()), ("up", Template::expression("$.up"))]));
             result_selector = Some(collected(of_branches));
         }
         let state = State::Parallel(Parallel { parameters, branches, result_selector, result_path, then });
@@ -433,7 +433,7 @@ impl Emitter<'_, '_> {
         let bad = Template::expression(joined(["$.up.bad", OF_BRANCH[0], OF_BRANCH[1]]));
         let up = Template::Object(vec![("bad", bad)]);
         // Whatever else stands in the payload has had its use.
-        let payload = Template::Object(vec![("s", Template::expression("$.s")), ("up", up)]);
+        let payload = Template::Object(vec![("o", Template::expression("$.o")), ("up", up)]);
         let state = pass(payload, ResultPath::At("$"), back.run);
         let name = self.plain(&format!("barrier before {}", self.label(second)), state, out);
         let front = self.part(first, inner(Then::Next(name), around.dirty), out);
@@ -444,7 +444,7 @@ impl Emitter<'_, '_> {
         let skip = if around.skippable { self.skipped(whole, label, &around.bad, out) } else { around.bad.clone() };
         let (result_path, then) = self.collect(label, &around, out);
         let child = machine(self.shared, child, Scope::Nested, self.machines);
-        let of_machine = |field: &str| Template::expression(format!("$.Output.{field}"));
+        let of_machine = |field: &str| Template::expression(format!("$.Output.s.{field}"));
         let keep = self.shared.tracks().then(|| collected(of_machine));
         let state = self.start_machine(child, (keep, result_path), then);
         let run = self.push(&format!("{label}: machine"), state, (limits::SYNC_EVENTS, 1), out);
@@ -672,11 +672,8 @@ fn status(status: &str) -> Template {
 }
 
 fn clean() -> Template {
-    Template::Object(vec![
-        ("failed", Template::text("")),
-        ("skipped", Template::text("")),
-        ("signal", status("completed")),
-    ])
+    let lists = vec![("failed", Template::text("")), ("skipped", Template::text("")), ("signal", status("completed"))];
+    Template::Object(vec![("s", Template::Object(lists))])
 }
 
 /// What is kept of the steps inside a part, from where their lists stand.
@@ -687,7 +684,7 @@ fn collected(list: impl Fn(&str) -> Template) -> Template {
 /// Adds labels to one of the lists.
 fn not_completed((list, labels): (&str, &str), then: Then) -> State {
     let field = |name: &'static str| {
-        let path = format!("$.s.{name}");
+        let path = format!("$.o.s.{name}");
         let value = if name == list { format!("States.Format('{{}}{{}},', {path}, {})", quoted(labels)) } else { path };
         (name, Template::Expression(value))
     };
