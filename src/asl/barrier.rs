@@ -7,6 +7,7 @@
 use serde::Serialize;
 
 use super::decompose::{Decomposer, Local};
+use super::limits;
 use super::tree::{Kind, Part};
 
 /// A wait that no dependency asks for, as nodes.
@@ -45,8 +46,12 @@ pub fn split(decomposer: &mut Decomposer<'_>, nodes: &[u32]) -> Part {
     let cost = |at: usize| finishes[order[at - 1]] + rest[at];
     let least = (1..nodes.len()).filter(boundary).map(cost).fold(f64::INFINITY, f64::min);
     // Of the cheapest the most even one, else large parts are peeled layer by layer and the tree becomes as deep as they are long.
-    // In a large part a thousandth more counts as equal.
-    let slack = if nodes.len() > 64 { 1.001 } else { 1.0 };
+    // In a large part a thousandth more counts as equal; where the tree is half as deep as it may be, evenness is all that counts.
+    let slack = match nodes.len() {
+        _ if decomposer.level() > limits::TREE_DEPTH / 2 => f64::INFINITY,
+        65.. => 1.001,
+        _ => 1.0,
+    };
     let uneven = |at: usize| at.abs_diff(nodes.len() / 2);
     let best = (1..nodes.len()).filter(boundary).filter(|&at| cost(at) <= least * slack).min_by_key(|&at| uneven(at));
     let length = best.unwrap_or(nodes.len() / 2);

@@ -111,18 +111,22 @@ impl Decomposer<'_> {
 
     /// A barrier when its expected loss fits the budget, else token edges.
     fn cheaper(&mut self, nodes: &[u32]) -> Part {
-        let (waits, guards) = (self.waits.len(), self.guards.clone());
+        let (waits, depth) = (self.waits.len(), (self.depth, self.deepest));
+        let guards: Vec<usize> = nodes.iter().map(|&node| self.guards[node as usize].len()).collect();
         self.synchronization = Synchronization::Barrier;
         let part = barrier::split(self, nodes);
         self.synchronization = Synchronization::Auto;
         self.mark(nodes);
         let loss = barrier::makespan(&part, self.seconds) - self.critical_path(nodes);
-        if loss <= self.budget {
+        if loss <= self.budget && self.depth <= limits::TREE_DEPTH {
             self.budget -= loss.max(0.0);
             return part;
         }
         self.waits.truncate(waits);
-        self.guards = guards;
+        (self.depth, self.deepest) = depth;
+        for (&node, guards) in nodes.iter().zip(guards) {
+            self.guards[node as usize].truncate(guards);
+        }
         self.mark(nodes);
         prime::with_tokens(self, nodes)
     }

@@ -1,9 +1,9 @@
 //! Tree -> states. Continuations are names, so parts are written from the last to the first.
 //!
-//! Payload, in modes that go on after a failure: `$.s` holds `failed` and `skipped` (labels, each followed by a comma) of the
+//! Payload, in modes that go on after a failure: `$.o.s` holds `failed` and `skipped` (labels, each followed by a comma) of the
 //! current branch and the `signal` that its last step gives who waits for it; `$.up.bad` the labels that a barrier has passed on;
-//! `$.prior` what the branch around had collected before. Under `FAIL_FAST` nothing is read from the payload but
-//! `$.t`, the scratch place of signals.
+//! `$.n` what a part adds to a `$.o.s` that is not empty. A branch and a machine inside put out `$.o` and nothing else, so that payloads
+//! stay small where many meet. Under `FAIL_FAST` nothing is read from the payload but `$.t`, the scratch place of signals.
 
 use super::limits::{self, INTRINSIC_CHARACTERS};
 use super::names::Names;
@@ -108,9 +108,9 @@ struct Around {
     bad: Then,
     /// Whether something before it can make it be skipped as a whole.
     skippable: bool,
-    /// Whether `$.s` can hold failures when it begins.
+    /// Whether `$.o.s` can hold failures when it begins.
     dirty: bool,
-    /// Whether a step that completes says so in `$.s.signal`.
+    /// Whether a step that completes says so in `$.o.s.signal`.
     notes_completion: bool,
 }
 
@@ -120,7 +120,11 @@ impl Around {
     }
 }
 
-const S: ResultPath = ResultPath::At("$.s");
+const S: ResultPath = ResultPath::At("$.o.s");
+const N: ResultPath = ResultPath::At("$.n");
+/// Where lists of steps stand that did not complete: all of the branch, or those that a part adds.
+const OF_BRANCH: [&str; 2] = ["$.o.s.failed", "$.o.s.skipped"];
+const OF_PART: [&str; 2] = ["$.n.failed", "$.n.skipped"];
 
 impl Emitter<'_, '_> {
     fn whole(&mut self, part: &Part) -> Graph {
@@ -134,13 +138,13 @@ impl Emitter<'_, '_> {
             let entry = self.part(part, around(Then::End), &mut out);
             return Graph { comment, timeout_seconds, ..graph(entry.run, out) };
         }
-        let then = if self.scope == Scope::Root { Then::Next(self.verdict(&mut out)) } else { Then::End };
+        let then = if self.scope == Scope::Root { Then::Next(self.verdict(&mut out)) } else { self.end() };
         let entry = self.part(part, around(then), &mut out);
         let up = match self.scope {
             Scope::Root => Template::Object(vec![("bad", Template::text(","))]),
             Scope::Nested => Template::expression("$.up"),
         };
-        let begin = Template::Object(vec![("s", clean()), ("up", up)]);
+        let begin = Template::Object(vec![("o", clean()), ("up", up)]);
         let begin = self.plain("begin", pass(begin, ResultPath::At("$"), entry.run), &mut out);
         Graph { comment, timeout_seconds, ..graph(Then::Next(begin), out) }
     }
@@ -149,11 +153,47 @@ impl Emitter<'_, '_> {
     fn verdict(&mut self, out: &mut Out) -> String {
         let fail = self.names.take("run failed");
         out.push((fail.clone(), State::Fail(Fail { error: "StepEngine.StepsFailed", cause_path: "$.cause" })));
-        let cause = Template::Object(vec![("cause", Template::expression("States.JsonToString($.s)"))]);
+        let cause = Template::Object(vec![("cause", Template::expression("States.JsonToString($.o.s)"))]);
         let tell = self.names.take("list failed and skipped steps");
-        out.push((tell.clone(), pass(cause, ResultPath::At("$"), Then::Next(fail))));
-        let succeed = self.plain("run completed", State::Succeed(Succeed {}), out);
-        self.choose("did every step complete", all_empty(&["$.s.failed", "$.s.skipped"]), succeed, tell, out)
+        out.push((tell.clone(), pass(cause, ResultPath::At("$"), Then::Next(fail.clone()))));
+        let tell = self.tell_what_fits(tell, &fail, out);
+        let succeed = self.plain("run completed", State::Succeed(Succeed { output_path: None }), out);
+        self.choose("did every step complete", all_empty(&OF_BRANCH), succeed, tell, out)
+    }
+
+    /// A cause has room for some thousand names. Where there are more, the list of failed steps goes before that of skipped ones, and a
+    /// number takes the place of a list that does not fit.
+    fn tell_what_fits(&mut self, tell_all: String, fail: &str, out: &mut Out) -> String {
+        let room = limits::CAUSE_CHARACTERS - limits::CAUSE_BESIDE_NAMES;
+        let lengths = self.shared.labels.iter().map(|label| label.len() + 1);
+        if lengths.clone().sum::<usize>() <= room {
+            return tell_all;
+        }
+        let fit = room / lengths.max().unwrap_or(1);
+        let mut tell = |wanted: &str, cause: &str| {
+            let name = self.names.take(wanted);
+            let cause = Template::Object(vec![("cause", Template::expression(cause))]);
+            out.push((name.clone(), pass(cause, ResultPath::At("$"), Then::Next(fail.to_owned()))));
+            name
+        };
+        let counts = r#"States.Format('\{"failed_count":{},"skipped_count":{}\}', $.n.failed, $.n.skipped)"#;
+        let failed = r#"States.Format('\{"failed":"{}","skipped_count":{}\}', $.o.s.failed, $.n.skipped)"#;
+        let default = tell("count failed and skipped steps", counts);
+        let tell_failed = tell("list failed steps", failed);
+        let at_most = |variable| Test::AtMost { variable, numeric_less_than_equals: fit };
+        let choices = vec![
+            Rule { test: at_most("$.n.both"), next: tell_all },
+            Rule { test: at_most("$.n.failed"), next: tell_failed },
+        ];
+        let choice = self.names.take("what fits into the cause");
+        out.push((choice.clone(), State::Choice(Choice { choices, default })));
+        let [failed, skipped] = OF_BRANCH.map(|path| format!("States.ArrayLength(States.StringSplit({path}, ','))"));
+        let both = format!("States.MathAdd({failed}, {skipped})");
+        let fields = [("failed", failed), ("skipped", skipped), ("both", both)];
+        let fields = fields.map(|(name, length)| (name, Template::Expression(length)));
+        let count = self.names.take("how many failed and were skipped");
+        out.push((count.clone(), pass(Template::Object(fields.to_vec()), N, Then::Next(choice))));
+        count
     }
 
     fn push(&mut self, wanted: &str, state: State, cost: (u64, u64), out: &mut Out) -> String {
@@ -174,10 +214,17 @@ impl Emitter<'_, '_> {
 
     /// A target as a name: a rule and a catcher cannot end a branch themselves.
     fn named(&mut self, then: &Then, label: &str, out: &mut Out) -> String {
-        match then {
-            Then::Next(name) => name.clone(),
-            Then::End => self.plain(&format!("{label}: end"), State::Succeed(Succeed {}), out),
-        }
+        let output_path = match then {
+            Then::Next(name) => return name.clone(),
+            Then::End => None,
+            Then::EndWith(path) => Some(*path),
+        };
+        self.plain(&format!("{label}: end"), State::Succeed(Succeed { output_path }), out)
+    }
+
+    /// The end of a branch or of a machine inside another.
+    fn end(&self) -> Then {
+        if self.shared.tracks() { Then::EndWith("$.o") } else { Then::End }
     }
 
     fn signals(&self) -> Option<Signals<'_>> {
@@ -192,7 +239,7 @@ impl Emitter<'_, '_> {
                 (Some(node), ..) => format!("{} +{}", self.shared.labels[node as usize], part.count_steps().max(1) - 1),
                 (None, Some(&edge), _) => self.shared.ends[edge].to.clone(),
                 (None, None, Some(&edge)) => self.shared.ends[edge].from.clone(),
-                (None, None, None) => "junction".into(),
+                (None, None, None) => "(junction)".into(),
             },
         }
     }
@@ -229,10 +276,6 @@ impl Emitter<'_, '_> {
             Kind::Series(parts) => self.series(parts, inner, out),
             Kind::Parallel(parts) => self.parallel(part, parts, &label, inner, out),
             Kind::Barrier(first, second) => self.barrier(part, [first, second], &label, inner, out),
-            Kind::Nested(child) if around.dirty => {
-                let alone = Part::new(Kind::Nested(child.clone()));
-                self.parallel(part, std::slice::from_ref(&alone), &label, inner, out)
-            }
             Kind::Nested(child) => self.nested(part, child, &label, inner, out),
         };
         for &edge in part.awaits.iter().rev() {
@@ -284,7 +327,7 @@ impl Emitter<'_, '_> {
         let task = State::Task(Box::new(Task {
             resource: self.integration("ecs:runTask.sync"),
             parameters: shared.ready[at].parameters(label, self.scope),
-            result_path: if keep.is_some() { ResultPath::At("$.s.signal") } else { ResultPath::Discard },
+            result_path: if keep.is_some() { ResultPath::At("$.o.s.signal") } else { ResultPath::Discard },
             result_selector: keep,
             timeout_seconds: step.timeout.map(whole_seconds),
             retry: retriers(&step.retry, shared.options.infrastructure_retries),
@@ -315,7 +358,7 @@ impl Emitter<'_, '_> {
     fn target(&self, then: &Then, fallback: &str) -> String {
         match then {
             Then::Next(name) => name.clone(),
-            Then::End => fallback.to_owned(),
+            Then::End | Then::EndWith(_) => fallback.to_owned(),
         }
     }
 
@@ -333,39 +376,42 @@ impl Emitter<'_, '_> {
         Then::Next(self.choose(&format!("{label}: did all complete"), all_empty(paths), ok, bad, out))
     }
 
+    /// What follows a part that collects steps of its own, and where it puts them.
+    fn collect(&mut self, label: &str, around: &Around, out: &mut Out) -> (ResultPath, Then) {
+        if !self.shared.tracks() {
+            return (ResultPath::Discard, around.ok.clone());
+        }
+        if !around.dirty {
+            return (S, self.judge(label, &OF_BRANCH, around, out));
+        }
+        let then = self.judge(label, &OF_PART, around, out);
+        let [failed, skipped] = [0, 1].map(|at| Template::expression(joined([OF_BRANCH[at], OF_PART[at]])));
+        let add = pass(
+            Template::Object(vec![("failed", failed), ("skipped", skipped), ("signal", status("skipped"))]),
+            S,
+            then,
+        );
+        (N, Then::Next(self.plain(&format!("{label}: add to what was before"), add, out)))
+    }
+
     fn parallel(&mut self, whole: &Part, parts: &[Part], label: &str, around: Around, out: &mut Out) -> Entry {
-        let tracks = self.shared.tracks();
         let skip = if around.skippable { self.skipped(whole, label, &around.bad, out) } else { around.bad.clone() };
-        let fresh: &[&'static str] = if around.dirty { &["$.s.new"] } else { &["$.s.failed", "$.s.skipped"] };
-        let then = self.judge(label, fresh, &around, out);
+        let (result_path, then) = self.collect(label, &around, out);
         let mut branches = Vec::with_capacity(parts.len());
         for part in parts {
             let mut states = Out::new();
-            let inner = Around::new(Then::End, Then::End, false, false);
+            let inner = Around::new(self.end(), self.end(), false, false);
             let entry = self.part(part, inner, &mut states);
             branches.push(graph(entry.run, states));
         }
-        let (mut parameters, mut result_selector, mut result_path) = (None, None, ResultPath::Discard);
-        if tracks {
-            let mut fields = vec![("s", clean()), ("up", Template::expression("$.up"))];
-            let collected = |field: &str| (0..parts.len()).map(|at| format!("$[{at}].s.{field}")).collect::<Vec<_>>();
-            let (mut failed, mut skipped) = (collected("failed"), collected("skipped"));
-            let new: Vec<String> = failed.iter().chain(&skipped).cloned().collect();
-            let mut result = Vec::new();
-            if around.dirty {
-                let prior = |field: &str| Template::expression(format!("$.s.{field}"));
-                fields.push((
-                    "prior",
-                    Template::Object(vec![("failed", prior("failed")), ("skipped", prior("skipped"))]),
-                ));
-                failed.insert(0, "$[0].prior.failed".into());
-                skipped.insert(0, "$[0].prior.skipped".into());
-                result.push(("new", join(&new)));
-            }
-            result.extend([("failed", join(&failed)), ("skipped", join(&skipped)), ("signal", status("skipped"))]);
-            parameters = Some(Template::Object(fields));
-            result_selector = Some(Template::Object(result));
-            result_path = S;
+        let (mut parameters, mut result_selector) = (None, None);
+        if self.shared.tracks() {
+            let of_branches = |field: &str| {
+                let paths: Vec<String> = (0..parts.len()).map(|at| format!("$[{at}].s.{field}")).collect();
+                Template::expression(joined(paths.iter().map(String::as_str)))
+            };
+            parameters = Some(Template::Object(vec![("o", clean()), ("up", Template::expression("$.up"))]));
+            result_selector = Some(collected(of_branches));
         }
         let state = State::Parallel(Parallel { parameters, branches, result_selector, result_path, then });
         let run = self.push(&format!("{label}: side by side"), state, (limits::PARALLEL_EVENTS, 1), out);
@@ -381,11 +427,14 @@ impl Emitter<'_, '_> {
             let front = self.part(first, inner(back.run), out);
             return Entry { run: front.run, skip };
         }
-        let end = self.judge(label, &["$.s.failed", "$.s.skipped"], &around, out);
+        let end = self.judge(label, &OF_BRANCH, &around, out);
         let inner = |then: Then, dirty: bool| Around::new(then.clone(), then, false, dirty);
         let back = self.part(second, inner(end, true), out);
-        let bad = Template::expression(joined(["$.up.bad", "$.s.failed", "$.s.skipped"]));
-        let state = pass(Template::Object(vec![("bad", bad)]), ResultPath::At("$.up"), back.run);
+        let bad = Template::expression(joined(["$.up.bad", OF_BRANCH[0], OF_BRANCH[1]]));
+        let up = Template::Object(vec![("bad", bad)]);
+        // Whatever else stands in the payload has had its use.
+        let payload = Template::Object(vec![("o", Template::expression("$.o")), ("up", up)]);
+        let state = pass(payload, ResultPath::At("$"), back.run);
         let name = self.plain(&format!("barrier before {}", self.label(second)), state, out);
         let front = self.part(first, inner(Then::Next(name), around.dirty), out);
         Entry { run: front.run, skip }
@@ -393,16 +442,11 @@ impl Emitter<'_, '_> {
 
     fn nested(&mut self, whole: &Part, child: &Part, label: &str, around: Around, out: &mut Out) -> Entry {
         let skip = if around.skippable { self.skipped(whole, label, &around.bad, out) } else { around.bad.clone() };
-        let then = self.judge(label, &["$.s.failed", "$.s.skipped"], &around, out);
+        let (result_path, then) = self.collect(label, &around, out);
         let child = machine(self.shared, child, Scope::Nested, self.machines);
-        let mut keep = (None, ResultPath::Discard);
-        if self.shared.tracks() {
-            let field = |field: &str| Template::expression(format!("$.Output.s.{field}"));
-            let fields =
-                vec![("failed", field("failed")), ("skipped", field("skipped")), ("signal", status("skipped"))];
-            keep = (Some(Template::Object(fields)), S);
-        }
-        let state = self.start_machine(child, keep, then);
+        let of_machine = |field: &str| Template::expression(format!("$.Output.s.{field}"));
+        let keep = self.shared.tracks().then(|| collected(of_machine));
+        let state = self.start_machine(child, (keep, result_path), then);
         let run = self.push(&format!("{label}: machine"), state, (limits::SYNC_EVENTS, 1), out);
         Entry { run: Then::Next(run), skip }
     }
@@ -614,7 +658,7 @@ fn graph(start: Then, mut states: Out) -> Graph {
     states.reverse();
     let start_at = match start {
         Then::Next(name) => name,
-        Then::End => states.first().map(|(name, _)| name.clone()).unwrap_or_default(),
+        Then::End | Then::EndWith(_) => states.first().map(|(name, _)| name.clone()).unwrap_or_default(),
     };
     Graph { comment: None, start_at, timeout_seconds: None, states: States(states) }
 }
@@ -628,21 +672,19 @@ fn status(status: &str) -> Template {
 }
 
 fn clean() -> Template {
-    Template::Object(vec![
-        ("failed", Template::text("")),
-        ("skipped", Template::text("")),
-        ("signal", status("completed")),
-    ])
+    let lists = vec![("failed", Template::text("")), ("skipped", Template::text("")), ("signal", status("completed"))];
+    Template::Object(vec![("s", Template::Object(lists))])
 }
 
-fn join(paths: &[String]) -> Template {
-    Template::expression(joined(paths.iter().map(String::as_str)))
+/// What is kept of the steps inside a part, from where their lists stand.
+fn collected(list: impl Fn(&str) -> Template) -> Template {
+    Template::Object(vec![("failed", list("failed")), ("skipped", list("skipped")), ("signal", status("skipped"))])
 }
 
 /// Adds labels to one of the lists.
 fn not_completed((list, labels): (&str, &str), then: Then) -> State {
     let field = |name: &'static str| {
-        let path = format!("$.s.{name}");
+        let path = format!("$.o.s.{name}");
         let value = if name == list { format!("States.Format('{{}}{{}},', {path}, {})", quoted(labels)) } else { path };
         (name, Template::Expression(value))
     };

@@ -8,10 +8,18 @@ pub const DEFINITION_BYTES: u64 = 1_048_576;
 pub const HISTORY_EVENTS: u64 = 25_000;
 /// Bytes of a state's input or output. Quotas: 256 KiB as a UTF-8 string.
 pub const PAYLOAD_BYTES: u64 = 262_144;
+/// Bytes of a payload that are not names of steps: the input of the execution, and some 90 for each branch of a `Parallel`.
+pub(crate) const PAYLOAD_BESIDE_NAMES: u64 = 32_768;
+/// Characters of the cause of a run that did not complete beside names of steps.
+pub(crate) const CAUSE_BESIDE_NAMES: usize = 128;
 /// Characters of a state's or a machine's name. Amazon States Language specification, "States"; Quotas.
 pub const NAME_CHARACTERS: usize = 80;
 /// Characters of `overrides` in ECS `RunTask`, JSON formatting included. ECS API reference, `RunTask`.
 pub const OVERRIDES_CHARACTERS: u64 = 8_192;
+/// Subnets and security groups of a task. ECS API reference, `AwsVpcConfiguration`.
+pub const SUBNETS: usize = 16;
+/// See [`SUBNETS`].
+pub const SECURITY_GROUPS: usize = 5;
 /// Characters of the cause of a failed execution. API reference, `HistoryEvent`: `cause` up to 32,768.
 pub const CAUSE_CHARACTERS: usize = 32_768;
 /// Largest number of seconds that a field takes. Amazon States Language specification: 99,999,999.

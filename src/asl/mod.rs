@@ -35,7 +35,7 @@ pub use barrier::AddedWait;
 pub use draw::Picture;
 pub use error::AslError;
 pub use names::content_hash;
-use names::{Names, label, machine_name};
+use names::{Names, labels, machine_name};
 pub use options::{
     Account, AslOptions, CapacityProvider, ExecutionField, LaunchType, MachineLimits, Network, RunValue, SignalStore,
     Synchronization, TaskSettings, Value,
@@ -115,15 +115,37 @@ pub fn draw(plan: &Plan, options: &AslOptions, picture: Picture) -> Result<Strin
 
 /// Failed and skipped steps from the cause of an execution that ended with `StepEngine.StepsFailed`; none for another cause.
 ///
-/// Steps are given by label: the step's name, unless that has characters that a state's name should not have.
+/// Steps are given by label: the step's name, unless that is long or has characters that a state's name should not have. A list that is
+/// longer than a cause may be is empty here: the cause has its length, as `failed_count` or `skipped_count`.
 #[must_use]
 pub fn parse_cause(cause: &str) -> Option<(Vec<String>, Vec<String>)> {
     let cause: serde_json::Value = serde_json::from_str(cause).ok()?;
-    let list = |field: &str| {
-        let list = cause.get(field)?.as_str()?;
-        Some(list.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect())
+    let list = |field: &str| match cause.get(field) {
+        Some(list) => Some(list.as_str()?.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect()),
+        None => cause.get(format!("{field}_count")).map(|_| Vec::new()),
     };
     Some((list("failed")?, list("skipped")?))
+}
+
+/// Labels that fit into a payload even when no step completes: one list, or two where barriers pass on what did not complete.
+fn fitting_labels(names: &[&str], mode: ExecutionMode, waits: bool) -> Result<Vec<String>, AslError> {
+    if mode == ExecutionMode::FailFast {
+        return Ok(labels(names, usize::MAX));
+    }
+    let lists = if waits { 2 } else { 1 };
+    let room = (limits::PAYLOAD_BYTES - limits::PAYLOAD_BESIDE_NAMES) / lists;
+    let labels = labels(names, usize::try_from(room).unwrap_or(usize::MAX));
+    let actual = labels.iter().map(|label| label.len() as u64 + 1).sum();
+    if actual > room {
+        return Err(AslError::Limit {
+            step: None,
+            what: "the names of all steps in a payload; use shorter names, fewer steps, or fail_fast",
+            unit: "bytes",
+            limit: room,
+            actual,
+        });
+    }
+    Ok(labels)
 }
 
 struct Analysis<'a> {
@@ -173,7 +195,8 @@ impl<'a> Analysis<'a> {
                 actual,
             });
         }
-        let labels: Vec<String> = steps.iter().map(|step| label(&step.name)).collect();
+        let names: Vec<&str> = steps.iter().map(|step| step.name.as_ref()).collect();
+        let labels = fitting_labels(&names, plan.execution_mode, !tree.waits.is_empty())?;
         // A step without upstreams starts with the run, unless a barrier holds it back.
         let delayed = |node: usize| !graph.preds[node].is_empty() || !tree.waits.is_empty();
         let asks_for_stop: Vec<bool> =
@@ -190,7 +213,6 @@ impl<'a> Analysis<'a> {
             let message = format!("{why}: set signals.bucket to a bucket that the machine may write{else_do}");
             return Err(AslError::option(None, "signals.bucket", message));
         }
-        let names = steps.iter().map(|step| step.name.as_ref()).collect();
         let name = options.name.clone().unwrap_or_else(|| machine_name(&plan.pipeline, limits::NAME_CHARACTERS));
         let edges = graph.preds.iter().map(Vec::len).sum();
         Ok(Self {
@@ -285,7 +307,7 @@ fn sizes(steps: &[&Step], ready: &[task::Ready]) -> Result<Vec<StepSize>, AslErr
     let mut sizes = Vec::new();
     for (step, ready) in steps.iter().zip(ready) {
         let settings = ready.settings();
-        let on_fargate = match &settings.capacity_providers {
+        let on_fargate = match settings.strategy() {
             Some(providers) => providers.iter().any(|provider| provider.name.starts_with("FARGATE")),
             None => settings.launch_type == Some(LaunchType::Fargate),
         };
@@ -313,7 +335,8 @@ fn ends(root: &Part, labels: &[String], token_edges: usize) -> Vec<signal::Ends>
             let own = match (&part.kind, part.first_step()) {
                 (Kind::Step(node), _) => labels[*node as usize].clone(),
                 (_, Some(node)) => names.take(&format!("{} +{}", labels[node as usize], part.count_steps() - 1)),
-                (_, None) => names.take("junction"),
+                // Brackets stand in no step's label.
+                (_, None) => names.take("(junction)"),
             };
             for &edge in &part.awaits {
                 ends[edge].to.clone_from(&own);

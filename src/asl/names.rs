@@ -1,7 +1,7 @@
 //! Names from content: readable, unique, at most 80 characters, equal for equal pipelines.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 use super::limits::NAME_CHARACTERS;
 
@@ -31,21 +31,49 @@ pub fn content_hash(bytes: &[u8]) -> String {
     format!("{high:016x}{low:016x}")
 }
 
-/// Longest label; what is added to it in a state's name must fit beside it.
-const LABEL_CHARACTERS: usize = 56;
+/// Longest labels that are tried; what is added to one in a state's name must fit beside it.
+const LABEL_CHARACTERS: [usize; 5] = [56, 40, 28, 20, 14];
 
-/// A step's name as far as it can stand in state names, keys, patterns and lists.
+/// Labels of steps: their names as far as those can stand in state names, keys, patterns and lists. No two are equal.
 ///
 /// Letters, digits, `_`, `-`, `.` and inner spaces stay. Anything else becomes `_`, and a hash of the original keeps two such names
-/// apart.
-#[must_use]
-pub fn label(name: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ' ');
-    if name.len() <= LABEL_CHARACTERS && name.chars().all(plain) && name.trim() == name {
-        return name.to_owned();
-    }
-    let kept: String = name.chars().map(|c| if plain(c) { c } else { '_' }).take(LABEL_CHARACTERS - 9).collect();
-    format!("{}-{}", kept.trim(), &content_hash(name.as_bytes())[..8])
+/// apart. `room` is for all of them in a list, each with a comma: long names in a large pipeline are shortened until they fit or are
+/// as short as they can be.
+pub fn labels(names: &[&str], room: usize) -> Vec<String> {
+    let [.., shortest] = LABEL_CHARACTERS;
+    let fits = |&longest: &usize| names.iter().map(|name| name.len().min(longest) + 1).sum::<usize>() <= room;
+    let longest = LABEL_CHARACTERS.into_iter().find(fits).unwrap_or(shortest);
+    let stays = |name: &str| is_label(name, longest);
+    // A name that stays as it is has the first right to itself.
+    let mut taken: HashSet<String> = names.iter().copied().filter(|name| stays(name)).map(str::to_owned).collect();
+    let make = |name: &&str| {
+        if stays(name) {
+            return (*name).to_owned();
+        }
+        let digits = content_hash(name.as_bytes());
+        let mut label = with_hash(name, &digits, longest);
+        let mut round = 1;
+        while !taken.insert(label.clone()) {
+            label = with_hash(name, &content_hash(format!("{digits}{round}").as_bytes()), longest);
+            round += 1;
+        }
+        label
+    };
+    names.iter().map(make).collect()
+}
+
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ' ')
+}
+
+/// Whether a name can be its own label. One of dots alone would mean another place in a key.
+fn is_label(name: &str, longest: usize) -> bool {
+    name.len() <= longest && name.chars().all(is_plain) && name.trim() == name && !name.chars().all(|c| c == '.')
+}
+
+fn with_hash(name: &str, digits: &str, longest: usize) -> String {
+    let kept: String = name.chars().map(|c| if is_plain(c) { c } else { '_' }).take(longest - 9).collect();
+    format!("{}-{}", kept.trim(), &digits[..8])
 }
 
 /// Part of a machine's name: no whitespace, no special characters.

@@ -177,6 +177,11 @@ impl TaskSettings {
             enable_execute_command: self.enable_execute_command.or(other.enable_execute_command),
         }
     }
+
+    /// Capacity provider strategy; none when it is empty.
+    pub(super) fn strategy(&self) -> Option<&[CapacityProvider]> {
+        self.capacity_providers.as_deref().filter(|providers| !providers.is_empty())
+    }
 }
 
 /// A string that stands in the machine or comes from the execution.

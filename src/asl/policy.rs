@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 use super::options::AslOptions;
 use super::task::Ready;
 
+/// Machines inside others that a policy names one by one: each takes some 200 characters in two statements.
+const MACHINES_BY_NAME: usize = 16;
+
 /// What is used of the service integrations.
 #[derive(Debug, Clone, Copy)]
 pub struct Uses {
@@ -53,8 +56,11 @@ pub fn document(options: &AslOptions, ready: &[Ready], nested: &[String], uses: 
         statements.push(json!({"Sid": "ReleaseWaiters", "Effect": "Allow", "Action": ["states:SendTaskSuccess"], "Resource": ["*"]}));
     }
     if uses.nested {
-        let machines: Vec<String> = nested.iter().map(|name| arn("states", &format!("stateMachine:{name}"))).collect();
-        let executions: Vec<String> = nested.iter().map(|name| arn("states", &format!("execution:{name}:*"))).collect();
+        let patterns = name_patterns(nested);
+        let machines: Vec<String> =
+            patterns.iter().map(|name| arn("states", &format!("stateMachine:{name}"))).collect();
+        let executions: Vec<String> =
+            patterns.iter().map(|name| arn("states", &format!("execution:{name}:*"))).collect();
         statements.push(json!({"Sid": "StartMachines", "Effect": "Allow", "Action": ["states:StartExecution"], "Resource": machines}));
         statements.push(json!({
             "Sid": "WatchAndStopMachines", "Effect": "Allow",
@@ -67,6 +73,14 @@ pub fn document(options: &AslOptions, ready: &[Ready], nested: &[String], uses: 
         "Action": ["events:PutTargets", "events:PutRule", "events:DescribeRule"], "Resource": rules
     }));
     json!({"Version": "2012-10-17", "Statement": statements})
+}
+
+/// Names of machines, or one pattern for all where a role's policies, which hold 10,240 characters together, have no room for each.
+fn name_patterns(names: &[String]) -> Vec<String> {
+    let Some(first) = names.first().filter(|_| names.len() > MACHINES_BY_NAME) else { return names.to_vec() };
+    let common = |a: &str, b: &str| a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+    let length = names.iter().map(|name| common(first, name)).min().unwrap_or(0);
+    vec![format!("{}*", &first[..length])]
 }
 
 /// A definition without a revision means the latest one, so every revision must be allowed.

@@ -15,7 +15,8 @@
 use super::limits::{ITEM_EVENTS, MAP_EVENTS, PLAIN_EVENTS, REQUEST_EVENTS};
 use super::options::{AslOptions, SignalStore};
 use super::states::{
-    Catcher, Choice, Graph, Map, Parallel, Pass, ResultPath, Rule, State, States, Task, Template, Test, Then, quoted,
+    Catcher, Choice, Graph, Map, Parallel, Pass, ResultPath, Rule, State, States, Task, Template, Test, Then,
+    format_template,
 };
 use super::task::{Scope, infrastructure};
 
@@ -76,7 +77,7 @@ impl Signals<'_> {
     fn key(&self, rest: &str, arguments: &[&str]) -> Template {
         let prefix = &self.store.prefix;
         let template = if prefix.is_empty() { format!("{{}}/{rest}") } else { format!("{prefix}/{{}}/{rest}") };
-        let mut expression = format!("States.Format({}, {}", quoted(&template), self.scope.execution_name());
+        let mut expression = format!("States.Format({}, {}", format_template(&template), self.scope.execution_name());
         for argument in arguments {
             expression.push_str(", ");
             expression.push_str(argument);
@@ -178,7 +179,7 @@ impl Signals<'_> {
         get.result_path = TOLD;
         let output = match (status, waiter) {
             (Status::Fixed(status), _) => Template::text(format!("{{\"status\":\"{status}\"}}")),
-            (Status::FromPayload, Waiter::One(_)) => Template::expression("States.JsonToString($.s.signal)"),
+            (Status::FromPayload, Waiter::One(_)) => Template::expression("States.JsonToString($.o.s.signal)"),
             (Status::FromPayload, _) => Template::expression("States.JsonToString($.signal)"),
         };
         let token = ("TaskToken", Template::expression("$.t.waiter.token"));
@@ -191,7 +192,7 @@ impl Signals<'_> {
     pub fn over(&self, from: &str, status: Status, tells: Option<Vec<Template>>, then: Then) -> State {
         let body = match status {
             Status::Fixed(status) => Template::Object(vec![("status", Template::text(status))]),
-            Status::FromPayload => Template::expression("$.s.signal"),
+            Status::FromPayload => Template::expression("$.o.s.signal"),
         };
         let mut put = self.put_at(self.key(&over_key(from), &[]), body, then);
         if let Some(tells) = tells {
@@ -215,7 +216,7 @@ const TOLD: ResultPath = ResultPath::At("$.t");
 pub fn tell_each(status: Status, each: Graph, then: Then) -> State {
     let mut fields = vec![("to", Template::expression("$$.Map.Item.Value"))];
     if let Status::FromPayload = status {
-        fields.push(("signal", Template::expression("$.s.signal")));
+        fields.push(("signal", Template::expression("$.o.s.signal")));
     }
     State::Map(Map {
         items_path: "$.t.to",

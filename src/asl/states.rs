@@ -58,14 +58,20 @@ pub enum Then {
     Next(String),
     /// This is the last one.
     End,
+    /// This is the last one, and its output is what stands at a path.
+    EndWith(&'static str),
 }
 
 impl Serialize for Then {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(1))?;
+        let mut map = serializer.serialize_map(None)?;
         match self {
             Self::Next(name) => map.serialize_entry("Next", name)?,
             Self::End => map.serialize_entry("End", &true)?,
+            Self::EndWith(path) => {
+                map.serialize_entry("OutputPath", path)?;
+                map.serialize_entry("End", &true)?;
+            }
         }
         map.end()
     }
@@ -228,6 +234,14 @@ pub enum Test {
         /// Pattern.
         string_matches: String,
     },
+    /// The number at a path is not above another.
+    #[serde(rename_all = "PascalCase")]
+    AtMost {
+        /// Path.
+        variable: &'static str,
+        /// The other number.
+        numeric_less_than_equals: usize,
+    },
     /// All hold.
     #[serde(rename_all = "PascalCase")]
     All {
@@ -257,7 +271,12 @@ pub struct Pass {
 
 /// A `Succeed` state.
 #[derive(Debug, Clone, PartialEq, Derive)]
-pub struct Succeed {}
+#[serde(rename_all = "PascalCase")]
+pub struct Succeed {
+    /// Path of the output; none is the input.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_path: Option<&'static str>,
+}
 
 /// A `Fail` state.
 #[derive(Debug, Clone, PartialEq, Derive)]
@@ -325,12 +344,21 @@ impl Serialize for Template {
     }
 }
 
-/// A string literal inside an intrinsic function.
+/// A string literal inside an intrinsic function. Braces are reserved in all of them.
 pub fn quoted(text: &str) -> String {
+    escaped(text, &['\'', '\\', '{', '}'])
+}
+
+/// The first argument of `States.Format`: `{}` stands for the arguments that follow.
+pub fn format_template(text: &str) -> String {
+    escaped(text, &['\'', '\\'])
+}
+
+fn escaped(text: &str, reserved: &[char]) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('\'');
     for character in text.chars() {
-        if matches!(character, '\'' | '\\') {
+        if reserved.contains(&character) {
             out.push('\\');
         }
         out.push(character);

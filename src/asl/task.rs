@@ -53,8 +53,9 @@ impl Scope {
     }
 }
 
-/// Characters that a value from the execution is taken to have, for the check of the overrides' length.
-const RUN_VALUE_CHARACTERS: usize = 128;
+/// Characters that a value from the execution is taken to have, for the check of the overrides' length. An execution's ARN has up
+/// to 80 for its machine's name, 80 for its own and about 60 around them.
+const RUN_VALUE_CHARACTERS: usize = 224;
 
 /// A step's settings, complete.
 #[derive(Debug)]
@@ -97,6 +98,7 @@ impl Ready {
                 return Err(AslError::option(Some(&step.name), "task.command", message));
             }
         }
+        self.check_placement(step)?;
         let length = |value: &Value| match value {
             Value::Literal(text) => serde_json::to_string(text).map_or(0, |json| json.chars().count()),
             Value::Run(_) => RUN_VALUE_CHARACTERS,
@@ -118,6 +120,31 @@ impl Ready {
         Ok(())
     }
 
+    /// What ECS would refuse at the first run.
+    fn check_placement(&self, step: &Step) -> Result<(), AslError> {
+        let refuse =
+            |field: &str, message: String| Err(AslError::option(Some(&step.name), format!("task.{field}"), message));
+        if let Some(network) = &self.settings.network {
+            let (subnets, groups) = (network.subnets.len(), network.security_groups.len());
+            if !(1..=limits::SUBNETS).contains(&subnets) {
+                return refuse("network.subnets", format!("has {subnets} subnets; give 1 to {}", limits::SUBNETS));
+            }
+            if groups > limits::SECURITY_GROUPS {
+                let message = format!("has {groups} security groups; give at most {}", limits::SECURITY_GROUPS);
+                return refuse("network.security_groups", message);
+            }
+        }
+        if let Some(providers) = self.settings.strategy() {
+            if providers.iter().all(|provider| provider.weight == 0) {
+                return refuse("capacity_providers", "has no capacity provider with a weight above 0".into());
+            }
+            if providers.iter().filter(|provider| provider.base > 0).count() > 1 {
+                return refuse("capacity_providers", "has more than one capacity provider with a base; one may".into());
+            }
+        }
+        Ok(())
+    }
+
     /// Task definition as it was given.
     pub fn task_definition(&self) -> &str {
         &self.task_definition
@@ -133,7 +160,7 @@ impl Ready {
         let settings = &self.settings;
         let mut fields =
             vec![("Cluster", Template::text(&self.cluster)), ("TaskDefinition", Template::text(&self.task_definition))];
-        if let Some(providers) = &settings.capacity_providers {
+        if let Some(providers) = settings.strategy() {
             let providers = providers.iter().map(|provider| {
                 Template::Object(vec![
                     ("CapacityProvider", Template::text(&provider.name)),
@@ -247,7 +274,8 @@ pub fn retriers(retry: &Retry, infrastructure_retries: u64) -> Vec<Retrier> {
             error_equals: &["States.TaskFailed", "States.Timeout"],
             interval_seconds: Some(delay),
             max_attempts: u64::from(retry.max_retries).min(limits::SECONDS),
-            backoff_rate: Some(retry.backoff),
+            // Where the delay is the cap already, nothing may grow any more.
+            backoff_rate: Some(if grows { retry.backoff.min(Retry::MAX_DELAY.as_secs_f64()) } else { 1.0 }),
             max_delay_seconds: grows.then_some(longest),
             jitter_strategy: None,
         });

@@ -61,14 +61,16 @@ def show(options: argparse.Namespace) -> int:
 
     plan, own = _source(options.source, options.config)
     settings = {**own, **(_json(options.options) if options.options else {})}
-    task = {**PREVIEW_TASK, **settings.get("task", {})}
-    if task.get("capacity_providers") is not None:
-        task.pop("launch_type", None)
-    settings["task"] = task
+    # What is no object the compiler refuses with the path of the field.
+    task = settings.get("task", {})
+    if isinstance(task, dict):
+        without = {"launch_type": None} if task.get("capacity_providers") else {}
+        settings["task"] = {**PREVIEW_TASK, **without, **task}
     if options.synchronization:
         settings["synchronization"] = options.synchronization
     if options.signal_bucket:
-        settings["signals"] = {**settings.get("signals", {}), "bucket": options.signal_bucket}
+        signals = settings.get("signals") or {}
+        settings["signals"] = {**signals, "bucket": options.signal_bucket} if isinstance(signals, dict) else signals
     elif settings.get("synchronization", "exact") != "barrier" and not settings.get("signals"):
         settings["signals"] = {"bucket": "bucket-to-be-named"}
 
@@ -95,21 +97,25 @@ def _source(source: str, config: str | None) -> tuple[dict[str, Any], dict[str, 
     """Returns the plan and the compile options that the pipeline itself brings."""
     module, colon, pipeline = source.rpartition(":")
     if colon and module.endswith(".py"):
-        # Only this package knows ZenML.
-        # What ZenML has to say must not end up in the machine.
+        # Only this package knows ZenML. What ZenML has to say must not end up in the machine.
         with contextlib.redirect_stdout(sys.stderr):
             from orchestrator.preview import preview
 
             return preview(module, pipeline, config)
+    if source.endswith(".py"):
+        raise PlanError(f"{source} may hold several pipelines: name one, as in {source}:my_pipeline")
+    if config:
+        raise PlanError("--config belongs to a pipeline; a plan brings its settings in --options")
     return _json(source), {}
 
 
 def _json(path: str) -> dict[str, Any]:
+    name = "standard input" if path == "-" else path
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
         value = json.loads(text)
     except (OSError, ValueError) as error:
-        raise PlanError(f"{path} cannot be read as JSON: {error}") from error
+        raise PlanError(f"{name} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
-        raise PlanError(f"{path} must hold a JSON object")
+        raise PlanError(f"{name} must hold a JSON object")
     return value

@@ -401,13 +401,16 @@ impl<'a> Interpreter<'a> {
     }
 
     fn finish(&mut self, id: usize, output: Value) {
+        let path = self.state(id).get("OutputPath").and_then(Value::as_str);
+        let output = path.map_or(Ok(output.clone()), |path| lookup(path, &output, &Value::Null)).expect("an output");
         self.frames[id].over = true;
         match self.frames[id].parent {
             Some((parent, at)) => {
                 self.frames[parent].results[at] = Some(output);
                 if self.frames[parent].results.iter().all(Option::is_some) {
-                    let results = self.frames[parent].results.iter().flatten().cloned().collect();
-                    self.done(parent, Ok(Value::Array(results)));
+                    let results = Value::Array(self.frames[parent].results.iter().flatten().cloned().collect());
+                    self.largest_payload = self.largest_payload.max(results.to_string().len());
+                    self.done(parent, Ok(results));
                 }
             }
             None => match self.executions[self.frames[id].execution].parent {
@@ -506,6 +509,9 @@ fn holds(rule: &Value, input: &Value) -> bool {
         return rules.iter().any(|rule| holds(rule, input));
     }
     let value = lookup(rule["Variable"].as_str().expect("Variable"), input, &Value::Null).expect("the variable exists");
+    if let Some(most) = rule.get("NumericLessThanEquals").and_then(Value::as_u64) {
+        return value.as_u64().expect("a number") <= most;
+    }
     let value = value.as_str().expect("a string");
     if let Some(other) = rule.get("StringEquals").and_then(Value::as_str) {
         return value == other;
@@ -643,6 +649,15 @@ fn apply(function: &str, arguments: Vec<Value>) -> Result<Value, String> {
         "States.Array" => Ok(Value::Array(arguments)),
         "States.StringToJson" => serde_json::from_str(&text(&arguments[0])?).map_err(|e| e.to_string()),
         "States.JsonToString" => Ok(Value::String(arguments[0].to_string())),
+        "States.StringSplit" => {
+            let (whole, separator) = (text(&arguments[0])?, text(&arguments[1])?);
+            Ok(whole.split(&*separator).filter(|piece| !piece.is_empty()).collect())
+        }
+        "States.ArrayLength" => Ok(arguments[0].as_array().ok_or("an array")?.len().into()),
+        "States.MathAdd" => match (arguments[0].as_i64(), arguments[1].as_i64()) {
+            (Some(a), Some(b)) => Ok((a + b).into()),
+            _ => Err("MathAdd takes whole numbers".into()),
+        },
         other => Err(format!("unknown function {other}")),
     }
 }

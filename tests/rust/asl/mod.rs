@@ -2,6 +2,7 @@
 
 mod dags;
 mod errors;
+mod extremes;
 mod interpreter;
 mod named;
 mod property;

@@ -200,6 +200,26 @@ fn the_policy_names_what_is_called_and_no_more() {
     let mut barrier = with.clone();
     barrier.synchronization = Synchronization::Barrier;
     assert_eq!(sids(&n, &barrier), sids(&chain, &with), "barriers need no permission more");
+    let machines = |steps: usize| {
+        let row: Vec<String> = (0..steps)
+            .map(|at| match at {
+                0 => r#"{"name": "s0"}"#.to_owned(),
+                _ => format!(r#"{{"name": "s{at}", "upstream": ["s{}"]}}"#, at - 1),
+            })
+            .collect();
+        let mut small = with.clone();
+        small.limits.events = 60;
+        let compiled =
+            compile(&plan("continue_on_failure", &format!("[{}]", row.join(","))), &small).expect("compiles");
+        let statements = compiled.report.policy["Statement"].as_array().expect("statements").clone();
+        let start = statements.into_iter().find(|s| s["Sid"] == "StartMachines").expect("a statement");
+        (compiled.machines.len() - 1, start["Resource"].as_array().expect("a list").clone())
+    };
+    let (count, named) = machines(40);
+    assert_eq!(count, named.len(), "few are named one by one");
+    let (count, named) = machines(400);
+    assert!(count > 16, "{count}");
+    assert_eq!(named, ["arn:aws:states:us-east-1:000000000000:stateMachine:training-s*"]);
 }
 
 #[test]
@@ -237,6 +257,8 @@ fn five_thousand_steps_become_machines_that_keep_every_limit() {
     assert_eq!((plan.len(), compiled.root().steps), (5_000, 5_000));
     assert!(compiled.machines.len() > 2, "one machine cannot hold it");
     assert_eq!(compiled.report.token_edges.len(), 500);
+    let policy = compiled.report.policy.to_string();
+    assert!(policy.len() < 10_240, "a role holds no more than that: {}", policy.len());
     let mut names = std::collections::HashSet::new();
     for machine in &compiled.machines {
         assert!(machine.definition.len() <= 1_048_576 && machine.counts.events <= 25_000, "{}", machine.name);
