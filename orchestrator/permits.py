@@ -1,8 +1,8 @@
 """What the steps of a dynamic run may have: nothing that was not said before the run began.
 
-Steps of a dynamic pipeline are described by the pipeline's own process, in a container. What gives a container more than
-its image and its run have (mounts, privileges, networks, users, images) must therefore have been said before that process
-began: in the settings of the pipeline, of a step that its `depends_on` names, or of the stack component.
+Steps of a dynamic pipeline are described by the pipeline's own process, in a container. What gives a container more
+than its image and its run have (mounts, privileges, networks, users, images) must therefore have been said before that
+process began: in the settings of the pipeline, of a step that its `depends_on` names, or of the stack component.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorSettings
 
-_SINGLE = ("network", "user", "platform", "shm_size")
+_SINGLE = ("network", "user", "platform", "shm_size", "pull_policy")
 _LISTS = ("volumes",)
 _MAPS = ("run_args", "extra_hosts")
 

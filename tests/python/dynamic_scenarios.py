@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
-from scenarios import DOCKER, SETTINGS, _leave
+from scenarios import SETTINGS, _leave
 from zenml import CommandStep, pipeline, step
 from zenml.client import Client
 from zenml.config import DockerSettings, ResourceSettings
