@@ -172,9 +172,9 @@ class DockerRun:
             What happened, oldest first; empty when the time is up. Each has a `kind`: those of the core
             (`run_started`, `step_added`, `attempt_launched`, `attempt_started` with `details.warm` and
             `details.go_to_started`, `attempt_measured` with `usage.peak_memory_bytes`, `attempt_ended`,
-            `retry_scheduled`, `step_finished`, `stop_requested`, `run_finished`), `log` (`step`, `attempt`, `stream`, `text`), `warning` (`step`,
-            `message`), `progress` (`message`, how the pull of an image goes on), or `judge` (`step`, `attempt`,
-            `outcome`, `log_tail`), which `judge` must answer.
+            `retry_scheduled`, `step_finished`, `stop_requested`, `run_finished`), `log` (`step`, `attempt`, `stream`,
+            `text`), `warning` (`step`, `message`), `progress` (`message`, how the pull of an image goes on), or `judge`
+            (`step`, `attempt`, `outcome`, `log_tail`), which `judge` must answer.
         """
 
     def judge(self, step: str, attempt: int, outcome: dict[str, Any], may_retry: bool) -> None:

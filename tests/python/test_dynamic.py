@@ -65,8 +65,10 @@ def test_an_interrupt_stops_the_orchestration_and_its_steps(project: Project, un
     assert "RunInterruptedError: The run was stopped." in output
 
 
-@everywhere
-def test_a_run_in_the_background_is_refreshed_and_stopped(project: Project, until: Callable[..., None]) -> None:
+@pytest.mark.parametrize(("project", "how"), [("sqlite", ["--graceful"]), ("server", [])], indirect=["project"])
+def test_a_run_in_the_background_is_refreshed_and_stopped(
+    project: Project, how: list[str], until: Callable[..., None]
+) -> None:
     marker = project.scratch / "dynamic-sleeping"
     marker.unlink(missing_ok=True)
     code, output = project.run("behind", module=MODULE)
@@ -75,7 +77,7 @@ def test_a_run_in_the_background_is_refreshed_and_stopped(project: Project, unti
     until(marker.exists, "the isolated step", 120)
     project.zenml("pipeline", "runs", "refresh", str(run.run.id))
     assert project.ended("behind").status == "running"
-    project.zenml("pipeline", "runs", "stop", str(run.run.id))
+    project.zenml("pipeline", "runs", "stop", str(run.run.id), *how, "-y")
     until(lambda: project.ended("behind").status == "stopped", "the run's end")
     run = project.ended("behind")
     assert run.attempts == {"sleeps": ["stopped"]}
