@@ -77,6 +77,7 @@ fn plan(dag: &Dag, seconds: Option<&[f64]>) -> Plan {
         execution_mode: ExecutionMode::ContinueOnFailure,
         max_parallelism: None,
         steps: steps.collect(),
+        leader: None,
     };
     Plan::new(spec).expect("a DAG")
 }

@@ -48,6 +48,7 @@ fn random_spec(steps: usize, edges_per_step: usize) -> PlanSpec {
         execution_mode: Default::default(),
         max_parallelism: Some(64),
         steps,
+        leader: None,
     }
 }
 

@@ -16,6 +16,7 @@ from zenml.logger import get_logger
 if TYPE_CHECKING:
     from step_engine import DockerRun
 
+    from orchestrator.dynamic import DynamicSession
     from orchestrator.publishing import RunPublisher
 
 logger = get_logger(__name__)
@@ -88,14 +89,23 @@ class Driver:
         publisher: The run's rows in ZenML.
         step_names: Names of the steps, in the plan's order.
         run_directory: Where logs are kept.
+        session: Attends the run from before its start to after its end, and hears of every event.
     """
 
-    def __init__(self, run: DockerRun, publisher: RunPublisher, step_names: list[str], run_directory: str) -> None:
+    def __init__(
+        self,
+        run: DockerRun,
+        publisher: RunPublisher,
+        step_names: list[str],
+        run_directory: str,
+        session: DynamicSession | None = None,
+    ) -> None:
         """Prepares the console."""
         from step_engine.console import Console
 
         self._run = run
         self._publisher = publisher
+        self._session = session
         self._run_directory = run_directory
         self._console = Console(step_names)
         self._signals = 0
@@ -117,7 +127,7 @@ class Driver:
         """
         self._desk = _Desk()
         try:
-            with owner_lock(self._run_directory), self._signal_handlers():
+            with owner_lock(self._run_directory), self._signal_handlers(), self._session or contextlib.nullcontext():
                 self._run.start()
                 try:
                     self._pump()
@@ -158,6 +168,8 @@ class Driver:
 
     def _handle(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
+        if self._session is not None:
+            self._session.handle(event)
         if kind == "judge":
             self._tails[event["step"]] = event["log_tail"]
             self._desk.do(lambda: self._judge(event))

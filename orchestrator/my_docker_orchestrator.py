@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from zenml.config.base_settings import BaseSettings
     from zenml.config.step_run_info import StepRunInfo
     from zenml.metadata.metadata_types import MetadataType
-    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
+    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse, StepRunResponse
     from zenml.stack import Stack
 
 logger = get_logger(__name__)
+
+_NO_SCHEDULES = "The Docker orchestrator does not support schedules; run the pipeline without one."
 
 
 class LocalDockerOrchestrator(ContainerizedOrchestrator):
@@ -124,18 +126,145 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
         Raises:
             RuntimeError: There is no run to report to.
         """
-        from step_engine import DockerEngine, DockerRun
+        from step_engine import DockerEngine
 
         if placeholder_run is None:
-            raise RuntimeError("The Docker orchestrator does not support schedules; run the pipeline without one.")
+            raise RuntimeError(_NO_SCHEDULES)
         stack.check_local_paths()
         run_id = str(placeholder_run.id)
         engine = DockerEngine()
         # `zenml pipeline runs stop` refuses a run without this id, so it comes before anything that takes time.
         self._set_orchestrator_run_id(placeholder_run.id, run_id)
         job = self._job(engine, snapshot, stack, step_environments, run_id)
+        return self._carry_out(engine, job, snapshot)
+
+    def submit_dynamic_pipeline(
+        self,
+        snapshot: PipelineSnapshotResponse,
+        stack: Stack,
+        environment: dict[str, str],
+        placeholder_run: PipelineRunResponse | None = None,
+    ) -> SubmissionResult | None:
+        """Runs a dynamic pipeline: its function in a container, its isolated steps in others. Blocks when synchronous.
+
+        Args:
+            snapshot: The snapshot.
+            stack: The stack.
+            environment: Environment of the orchestration. Not changed.
+            placeholder_run: The run as ZenML created it, or one that is resumed.
+
+        Returns:
+            The run's metadata.
+
+        Raises:
+            RuntimeError: There is no run to report to.
+        """
+        from step_engine import DockerEngine
+
+        from orchestrator.dynamic_job import dynamic_job
+        from orchestrator.images import Pins
+
+        if placeholder_run is None:
+            raise RuntimeError(_NO_SCHEDULES)
+        stack.check_local_paths()
+        run_id = str(placeholder_run.orchestrator_run_id or placeholder_run.id)
+        engine = DockerEngine()
+        if placeholder_run.orchestrator_run_id is None:
+            self._set_orchestrator_run_id(placeholder_run.id, run_id)
+        else:
+            set_aside(run_id)
         settings = cast(LocalDockerOrchestratorSettings, self.get_settings(snapshot))
-        metadata: dict[str, Any] = {METADATA_ORCHESTRATOR_RUN_ID: run_id, "log_directory": job["run_directory"]}
+        info = engine.info()
+        job = {
+            **self._identity(run_id, placeholder_run.id),
+            **dynamic_job(
+                snapshot,
+                placeholder_run,
+                settings=settings,
+                environment=environment,
+                image=settings.run_args.get("image") or self.get_image(snapshot=snapshot),
+                pins=Pins(engine),
+                engine=info,
+                local_stores_path=self._local_stores(stack, info),
+                run_id=run_id,
+                run_directory=run_directory(run_id),
+            ),
+        }
+        return self._carry_out(engine, job, snapshot)
+
+    def submit_isolated_step(self, step_run_info: StepRunInfo, environment: dict[str, str]) -> None:
+        """Has the host run a step in a container of its own. Called in the orchestration container.
+
+        Args:
+            step_run_info: The step.
+            environment: Not used: the host takes nothing from here but the step's name.
+        """
+        from orchestrator.container import control
+
+        control.call("submit", step_run_info.step_run_id, step_run_info.pipeline_step_name)
+
+    def get_isolated_step_status(self, step_run: StepRunResponse) -> ExecutionStatus:
+        """Asks the host where an isolated step stands. Called in the orchestration container.
+
+        Args:
+            step_run: The step run.
+
+        Returns:
+            What became of its container.
+        """
+        from orchestrator.container import control
+
+        return ExecutionStatus(control.call("status", step_run.id))
+
+    def wait_for_isolated_step(self, step_run: StepRunResponse) -> ExecutionStatus:
+        """Waits for an isolated step. Called in the orchestration container; returns at the moment that the step ends.
+
+        Args:
+            step_run: The step run.
+
+        Returns:
+            What became of its container; what ZenML knows when the host cannot tell.
+        """
+        from orchestrator.container import control
+
+        while True:
+            try:
+                status = ExecutionStatus(control.call("status", step_run.id, wait_seconds=control.WAIT_SECONDS))
+            except control.ControlError as error:
+                logger.warning("%s", error)
+                return super().wait_for_isolated_step(step_run)
+            if status.is_finished:
+                return status
+
+    def stop_isolated_step(self, step_run: StepRunResponse) -> None:
+        """Has the host stop an isolated step. Called in the orchestration container.
+
+        Args:
+            step_run: The step run.
+        """
+        from orchestrator.container import control
+
+        control.call("stop", step_run.id)
+
+    def _identity(self, run_id: str, pipeline_run_id: UUID) -> dict[str, Any]:
+        return {
+            "run_directory": run_directory(run_id),
+            "pipeline_run_id": str(pipeline_run_id),
+            "component_id": str(self.id),
+            "component": self.name,
+        }
+
+    def _carry_out(
+        self, engine: DockerEngine, job: dict[str, Any], snapshot: PipelineSnapshotResponse
+    ) -> SubmissionResult:
+        """Drives a run to its end, or hands it to a process in the background."""
+        from step_engine import DockerRun
+
+        settings = cast(LocalDockerOrchestratorSettings, self.get_settings(snapshot))
+        metadata: dict[str, Any] = {
+            METADATA_ORCHESTRATOR_RUN_ID: job["plan"]["run_id"],
+            "log_directory": job["run_directory"],
+        }
         # Validates everything before anything starts, also what another process will run.
         run = DockerRun(
             engine,
@@ -150,9 +279,14 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
             from orchestrator.driving import Driver
             from orchestrator.publishing import RunPublisher
 
-            publisher = RunPublisher(placeholder_run.id, self.id)
+            publisher = RunPublisher(UUID(job["pipeline_run_id"]), self.id)
             publisher.publish_run_metadata(metadata)
-            Driver(run, publisher, list(snapshot.step_configurations), job["run_directory"]).drive()
+            if "dynamic" in job:
+                from orchestrator.dynamic import drive_dynamic
+
+                drive_dynamic(run, engine, job)
+            else:
+                Driver(run, publisher, list(snapshot.step_configurations), job["run_directory"]).drive()
         else:
             self._detach(job)
         return SubmissionResult(metadata=metadata)
@@ -167,6 +301,8 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
     ) -> dict[str, Any]:
         from step_engine.errors import PlanError
 
+        from orchestrator.images import Pins
+
         info = engine.info()
         stores = self._local_stores(stack, info)
         pipeline_settings = cast(LocalDockerOrchestratorSettings, self.get_settings(snapshot))
@@ -174,23 +310,17 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
             name: cast(LocalDockerOrchestratorSettings, self.get_settings(step))
             for name, step in snapshot.step_configurations.items()
         }
-        images: dict[tuple[str, str, str | None], str] = {}
+        pins = Pins(engine)
         containers: dict[str, Any] = {}
         for name, settings in step_settings.items():
             reference = settings.run_args.get("image") or self.get_image(snapshot=snapshot, step_name=name)
-            key = (reference, settings.pull_policy, settings.platform)
-            if key not in images:
-                # Pinned now, so that a concurrent build of the same tag cannot swap the image.
-                images[key] = engine.image_id(
-                    reference, pull_policy=settings.pull_policy, platform=settings.platform, progress=logger.info
-                )
             try:
                 containers[name] = build_container(
                     name,
                     snapshot,
                     settings=settings,
                     environment=step_environments[name],
-                    image=images[key],
+                    image=pins.pin(reference, settings),
                     image_reference=reference,
                     run_id=run_id,
                     local_stores_path=stores,
@@ -207,10 +337,7 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
         return {
             "plan": plan,
             "containers": containers,
-            "run_directory": run_directory(run_id),
-            "pipeline_run_id": run_id,
-            "component_id": str(self.id),
-            "component": self.name,
+            **self._identity(run_id, UUID(run_id)),
         }
 
     @staticmethod
@@ -301,6 +428,7 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
         """
         from step_engine import DockerEngine
 
+        from orchestrator.dynamic_publishing import DynamicRunPublisher
         from orchestrator.publishing import RunPublisher
 
         run_id = str(run.orchestrator_run_id)
@@ -313,7 +441,8 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
             return  # It sees what happened and writes it down.
         if alive is False:
             engine.clear_run(run_id)
-        publisher = RunPublisher(run.id, self.id)
+        is_dynamic = run.snapshot is not None and run.snapshot.is_dynamic
+        publisher = (DynamicRunPublisher if is_dynamic else RunPublisher)(run.id, self.id)
         rows = Client().list_run_steps(pipeline_run_id=run.id, exclude_retried=True, size=1000, hydrate=False)
         for row in rows.items:
             publisher.ensure_stopped(row.name)
@@ -349,7 +478,9 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
         # Nobody drives the run and nothing of it runs: what is unfinished will never finish.
         ended = ExecutionStatus.STOPPED if run.status == ExecutionStatus.STOPPING else ExecutionStatus.FAILED
         steps = {name: status if status.is_finished else ended for name, status in steps.items()}
-        status = ExecutionStatus.STOPPING if ended == ExecutionStatus.STOPPED else ended
+        # A static run's status is computed: `stopping` gives `stopped` once no step is unfinished.
+        is_dynamic = run.snapshot is not None and run.snapshot.is_dynamic
+        status = ExecutionStatus.STOPPING if ended == ExecutionStatus.STOPPED and not is_dynamic else ended
         return status, (steps if include_steps else None)
 
 
@@ -363,6 +494,30 @@ def run_directory(run_id: str) -> str:
         Absolute path.
     """
     return str(Path(GlobalConfiguration().config_directory).resolve() / "step_engine" / "runs" / run_id)
+
+
+def set_aside(run_id: str) -> None:
+    """Moves what an earlier owner of a run left in its directory, such as its journal, into `earlier-<n>` there.
+
+    Args:
+        run_id: The orchestrator's id of the run.
+
+    Raises:
+        RuntimeError: That owner still lives.
+    """
+    from step_engine.lease import FILE_NAME
+
+    directory = Path(run_directory(run_id))
+    if owner_is_alive(run_id):
+        raise RuntimeError(f"The run in {directory} is still being driven by another process.")
+    if not directory.is_dir():
+        return
+    left = [path for path in directory.iterdir() if path.name != FILE_NAME and not path.name.startswith("earlier-")]
+    if left:
+        aside = directory / f"earlier-{len(list(directory.glob('earlier-*'))) + 1}"
+        aside.mkdir(mode=0o700)
+        for path in left:
+            path.rename(aside / path.name)
 
 
 def owner_is_alive(run_id: str) -> bool | None:

@@ -14,7 +14,7 @@ from zenml.entrypoints.step_entrypoint_configuration import StepEntrypointConfig
 
 if TYPE_CHECKING:
     from zenml.config.resource_settings import ResourceSettings
-    from zenml.config.step_configurations import Step
+    from zenml.config.step_configurations import StepConfiguration
     from zenml.models import PipelineSnapshotResponse
 
     from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorSettings
@@ -24,6 +24,12 @@ ENV_RUN_ID = "ZENML_STEP_ENGINE_RUN_ID"
 
 CONTAINER_PYTHON_PATH = "/opt/step-engine/python"
 """Where step containers find the `orchestrator` package."""
+
+ORCHESTRATION_RESTARTS = 3
+"""How often an orchestration that was killed is started again."""
+
+LEADER = "orchestration"
+"""Name of the container of a dynamic run that runs the pipeline's function and its inline steps."""
 
 WORKER_ENTRYPOINT = ["python", "-m", "orchestrator.container.worker"]
 """Runs a warm worker in a step container."""
@@ -56,17 +62,63 @@ def build_plan(
         "max_parallelism": max_parallelism,
         "steps": [
             {
-                "name": name,
+                **step_spec(name, step.config, step_settings[name]),
                 # Upstreams that are not in the snapshot were cached or skipped for a replay: they are done.
                 "upstream": [upstream for upstream in step.spec.upstream_steps if upstream in configurations],
-                "resources": _resources(step.config.resource_settings),
-                "retry": _retry(step),
-                "timeout_seconds": step_settings[name].timeout_seconds,
-                "stop_grace_seconds": step_settings[name].stop_grace_seconds,
                 "expected_seconds": expected_seconds.get(name),
             }
             for name, step in configurations.items()
         ],
+    }
+
+
+def build_dynamic_plan(
+    snapshot: PipelineSnapshotResponse, run_id: str, settings: LocalDockerOrchestratorSettings
+) -> dict[str, Any]:
+    """Builds the plan of a dynamic pipeline: its orchestration, which asks for the rest.
+
+    Args:
+        snapshot: The snapshot.
+        run_id: The orchestrator's id of the run.
+        settings: Settings of the pipeline.
+
+    Returns:
+        A `PlanSpec`, see `step_engine.DockerRun`.
+    """
+    return {
+        "run_id": run_id,
+        "pipeline": snapshot.pipeline_configuration.name,
+        "max_parallelism": settings.max_parallelism,
+        "leader": LEADER,
+        "steps": [
+            {
+                "name": LEADER,
+                # No resources: the pipeline's are those of each step, and what waits for steps must not hold theirs.
+                "retry": {"max_retries": ORCHESTRATION_RESTARTS, "delay_seconds": 1, "backoff": 2},
+                "timeout_seconds": settings.timeout_seconds,
+                "stop_grace_seconds": settings.stop_grace_seconds,
+            }
+        ],
+    }
+
+
+def step_spec(name: str, config: StepConfiguration, settings: LocalDockerOrchestratorSettings) -> dict[str, Any]:
+    """What the core has to know of a step.
+
+    Args:
+        name: Name in the plan.
+        config: The step's configuration.
+        settings: The step's settings.
+
+    Returns:
+        A `StepSpec` without upstreams, see `step_engine.DockerRun`.
+    """
+    return {
+        "name": name,
+        "resources": _resources(config.resource_settings),
+        "retry": _retry(config),
+        "timeout_seconds": settings.timeout_seconds,
+        "stop_grace_seconds": settings.stop_grace_seconds,
     }
 
 
@@ -79,8 +131,8 @@ def _resources(settings: ResourceSettings) -> dict[str, int]:
     }
 
 
-def _retry(step: Step) -> dict[str, float]:
-    retry = step.config.retry
+def _retry(config: StepConfiguration) -> dict[str, float]:
+    retry = config.retry
     if retry is None:
         return {"max_retries": 0, "delay_seconds": 0, "backoff": 1}
     return {"max_retries": retry.max_retries, "delay_seconds": retry.delay, "backoff": retry.backoff}
@@ -98,6 +150,7 @@ def build_container(
     local_stores_path: str | None,
     default_user: str | None,
     same_machine: bool,
+    process: tuple[list[str], list[str]] | None = None,
 ) -> dict[str, Any]:
     """Describes the container of a step.
 
@@ -112,10 +165,16 @@ def build_container(
         local_stores_path: Path of ZenML's local stores, mounted at the identical path; none if no step needs them.
         default_user: User of containers whose settings name none.
         same_machine: Whether the engine can mount this package; else it is copied into the container.
+        process: Command and arguments of the container; none runs a step of a static pipeline.
 
     Returns:
         A container, see `step_engine.DockerRun`.
     """
+    if process is None:
+        process = (
+            StepEntrypointConfiguration.get_entrypoint_command(),
+            StepEntrypointConfiguration.get_entrypoint_arguments(step_name=step_name, snapshot_id=snapshot.id),
+        )
     package = Path(__file__).resolve().parent
     user = settings.user or default_user
     own = {
@@ -142,8 +201,8 @@ def build_container(
         "image": image,
         "image_reference": image_reference,
         "pull_policy": "never" if image.startswith("sha256:") else settings.pull_policy,
-        "entrypoint": StepEntrypointConfiguration.get_entrypoint_command(),
-        "command": StepEntrypointConfiguration.get_entrypoint_arguments(step_name=step_name, snapshot_id=snapshot.id),
+        "entrypoint": process[0],
+        "command": process[1],
         "environment": merged,
         "volumes": volumes,
         "files": [] if same_machine else [ours],

@@ -17,18 +17,26 @@ def main() -> int:
     from step_engine.errors import RunOwnedError, StepEngineError
 
     from orchestrator.driving import Driver
+    from orchestrator.dynamic_publishing import DynamicRunPublisher
     from orchestrator.publishing import RunPublisher
 
     job = json.load(sys.stdin)
-    publisher = RunPublisher(UUID(job["pipeline_run_id"]), UUID(job["component_id"]))
+    kind = DynamicRunPublisher if "dynamic" in job else RunPublisher
+    publisher = kind(UUID(job["pipeline_run_id"]), UUID(job["component_id"]))
     try:
+        engine = DockerEngine()
         run = DockerRun(
-            DockerEngine(),
+            engine,
             job["plan"],
             job["containers"],
             run_directory=job["run_directory"],
             component=job["component"],
         )
+        if "dynamic" in job:
+            from orchestrator.dynamic import drive_dynamic
+
+            drive_dynamic(run, engine, job)
+            return 0
         Driver(run, publisher, [step["name"] for step in job["plan"]["steps"]], job["run_directory"]).drive()
     except RunOwnedError as error:
         # The run is the other process's to report.

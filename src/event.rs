@@ -117,6 +117,11 @@ pub enum RunEvent {
         /// How many steps may run at the same time.
         max_parallelism: u32,
     },
+    /// The plan grew by a step that was asked for while the run went on.
+    StepAdded {
+        /// Step name.
+        step: String,
+    },
     /// An attempt was handed to the executor.
     AttemptLaunched {
         /// Step name.

@@ -116,7 +116,8 @@ class DockerRun:
         plan: `PlanSpec` as a dict: `run_id`, `pipeline`, `execution_mode` (`fail_fast`, `stop_on_failure`,
             `continue_on_failure`), `max_parallelism`, `steps` with `name`, `upstream`, `resources` (`cpu_millis`,
             `memory_bytes`, `gpus`), `retry` (`max_retries`, `delay_seconds`, `backoff`), `timeout_seconds`,
-            `stop_grace_seconds`, `expected_seconds`.
+            `stop_grace_seconds`, `expected_seconds`; `leader` (none, or the name of the step that asks for further ones
+            while it runs: it takes no slot of `max_parallelism`, the run lasts as long as it does and ends as it ends).
         containers: For each step's name its container: `image`, `image_reference`, `entrypoint`, `command`,
             `environment`, `volumes`, `user`, `network`, `extra_hosts`, `shm_size_bytes`, `labels`, `platform`,
             `keep_containers`, `enforce_limits`, `stop_grace_seconds`, `working_dir`, `pull_policy`, `run_args`; `files`
@@ -169,11 +170,11 @@ class DockerRun:
 
         Returns:
             What happened, oldest first; empty when the time is up. Each has a `kind`: those of the core
-            (`run_started`, `attempt_launched`, `attempt_started` with `details.warm` and `details.go_to_started`,
-            `attempt_measured` with `usage.peak_memory_bytes`, `attempt_ended`, `retry_scheduled`, `step_finished`,
-            `stop_requested`, `run_finished`), `log` (`step`, `attempt`, `stream`, `text`), `warning` (`step`,
-            `message`), `progress` (`message`, how the pull of an image goes on), or `judge` (`step`, `attempt`,
-            `outcome`, `log_tail`), which `judge` must answer.
+            (`run_started`, `step_added`, `attempt_launched`, `attempt_started` with `details.warm` and
+            `details.go_to_started`, `attempt_measured` with `usage.peak_memory_bytes`, `attempt_ended`,
+            `retry_scheduled`, `step_finished`, `stop_requested`, `run_finished`), `log` (`step`, `attempt`, `stream`,
+            `text`), `warning` (`step`, `message`), `progress` (`message`, how the pull of an image goes on), or `judge`
+            (`step`, `attempt`, `outcome`, `log_tail`), which `judge` must answer.
         """
 
     def judge(self, step: str, attempt: int, outcome: dict[str, Any], may_retry: bool) -> None:
@@ -194,6 +195,28 @@ class DockerRun:
 
         Args:
             reason: `interrupt` (stop what runs, with its grace), `kill`, or `abandon` (return and name what is left).
+        """
+
+    def request_step(self, step: dict[str, Any], container: dict[str, Any]) -> str | None:
+        """Runs a step that the run's leader asks for. One that failed and may be tried again gets its next attempt.
+
+        Args:
+            step: As in `steps` of a plan, with no `upstream`.
+            container: Its container, as in `containers`; it always starts cold.
+
+        Returns:
+            How the request was changed so that it can run, if it was.
+
+        Raises:
+            PlanError: The step is described wrongly, or asks for more memory or GPUs than the host has.
+            DockerError: The container is described wrongly.
+        """
+
+    def drop_step(self, step: str) -> None:
+        """Stops a step that the leader asked for, or does not start it.
+
+        Args:
+            step: Step name.
         """
 
 def compile_asl(plan: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

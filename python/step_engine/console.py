@@ -117,6 +117,10 @@ class Console:
             prefix = self._prefix(step)
             text = event["text"] if self._colour else _CONTROL.sub("", event["text"])
             lines.extend(f"{prefix}{line}\n" for line in text.rstrip("\n").split("\n"))
+        elif kind == "step_added":
+            self._colour_of[step] = _COLOURS[len(self._steps) % len(_COLOURS)]
+            self._steps.append(step)
+            self._width = min(max(self._width, len(step)), 32)
         elif kind == "attempt_launched":
             self._running.add(step)
             if event["attempt"] > 1:

@@ -21,7 +21,7 @@ use crate::runner::{AttemptControl, AttemptSink, AttemptSpec, Executor};
 pub struct DockerExecutor {
     engine: Engine,
     run: Arc<RunIdentity>,
-    containers: BTreeMap<String, Arc<ContainerSpec>>,
+    containers: Mutex<BTreeMap<String, Arc<ContainerSpec>>>,
     images: Images,
     archives: Archives,
     gpus: GpuPool,
@@ -42,13 +42,7 @@ impl DockerExecutor {
     ) -> Result<Self, DockerError> {
         let containers = containers
             .into_iter()
-            .map(|(step, spec)| match spec.validate() {
-                Ok(()) => Ok((step, Arc::new(spec))),
-                Err(DockerError::InvalidSpec { field, message }) => {
-                    Err(DockerError::spec(format!("step `{step}`, {field}"), message))
-                }
-                Err(other) => Err(other),
-            })
+            .map(|(step, spec)| validated(&step, spec).map(|spec| (step, spec)))
             .collect::<Result<_, _>>()?;
         let (run, images, archives) = (Arc::new(run), Images::new(engine.clone(), pull_observer), Archives::default());
         let pool = Pool::new(engine.clone(), images.clone(), archives.clone(), Arc::clone(&run), &containers);
@@ -58,7 +52,7 @@ impl DockerExecutor {
             archives,
             run,
             pool,
-            containers,
+            containers: Mutex::new(containers),
             engine,
             unremoved: Mutex::default(),
         })
@@ -69,6 +63,20 @@ impl DockerExecutor {
     pub fn expecting(self, plan: &Plan, max_parallelism: u32) -> Self {
         self.pool.expect(plan, max_parallelism);
         self
+    }
+
+    /// Describes the container of a step that comes while the run goes on, or of its further attempts. It starts cold.
+    ///
+    /// # Errors
+    /// As for [`DockerExecutor::new`].
+    pub fn describe(&self, step: &str, spec: ContainerSpec) -> Result<(), DockerError> {
+        let spec = validated(step, spec)?;
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner).insert(step.to_owned(), spec);
+        Ok(())
+    }
+
+    fn container(&self, step: &str) -> Option<Arc<ContainerSpec>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner).get(step).cloned()
     }
 
     /// Whether any step may start warm.
@@ -84,9 +92,19 @@ impl DockerExecutor {
     }
 }
 
+fn validated(step: &str, spec: ContainerSpec) -> Result<Arc<ContainerSpec>, DockerError> {
+    match spec.validate() {
+        Ok(()) => Ok(Arc::new(spec)),
+        Err(DockerError::InvalidSpec { field, message }) => {
+            Err(DockerError::spec(format!("step `{step}`, {field}"), message))
+        }
+        Err(other) => Err(other),
+    }
+}
+
 impl Executor for DockerExecutor {
     async fn run(self: Arc<Self>, spec: AttemptSpec, control: AttemptControl, sink: Arc<dyn AttemptSink>) -> Outcome {
-        let Some(container) = self.containers.get(&*spec.name) else {
+        let Some(container) = self.container(&spec.name) else {
             let outcome =
                 Outcome::LaunchFailed { reason: format!("step `{}` has no container specification", spec.name) };
             sink.settled(&outcome);
@@ -99,7 +117,7 @@ impl Executor for DockerExecutor {
             pool: self.pool.clone(),
             gpus: self.gpus.clone(),
             run: Arc::clone(&self.run),
-            container: Arc::clone(container),
+            container,
             spec,
             sink,
         };

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Plan, PlanError, Step};
+use super::{Plan, PlanError, Step, StepSpec};
 
 /// What a host offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,7 +17,7 @@ pub struct Capacity {
 }
 
 /// What one attempt of a step takes from the capacity while it runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Demand {
     /// Thousandths of a CPU, capped at what the host has.
     pub cpu_millis: u64,
@@ -66,6 +66,18 @@ impl Admission {
             .map(|(at, step)| demand(at, step, capacity, &mut warnings))
             .collect::<Result<_, _>>()?;
         Ok(Self { capacity, max_parallelism: plan.max_parallelism.unwrap_or(cpus), demands, warnings })
+    }
+
+    /// Measures a step that could come next in the plan.
+    ///
+    /// # Errors
+    /// A field of it is wrong; else as for [`Admission::new`].
+    pub fn measure(&self, spec: StepSpec) -> Result<(Step, Demand, Option<Warning>), PlanError> {
+        let at = self.demands.len();
+        let step = Step::new(at, spec)?;
+        let mut warnings = Vec::new();
+        let demand = demand(at, &step, self.capacity, &mut warnings)?;
+        Ok((step, demand, warnings.pop()))
     }
 }
 

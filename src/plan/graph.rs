@@ -116,6 +116,18 @@ impl Dag {
         Ok(Self { upstream, downstream, order })
     }
 
+    /// Adds a step without edges.
+    pub(super) fn add(&mut self) -> Result<StepIndex, PlanError> {
+        let index = u32::try_from(self.order.len())
+            .map(StepIndex)
+            .map_err(|_| PlanError::field("steps", "has more than 4294967295 entries"))?;
+        for edges in [&mut self.upstream, &mut self.downstream] {
+            edges.starts.push(edges.targets.len());
+        }
+        self.order.push(index);
+        Ok(index)
+    }
+
     /// Steps that must complete before this one.
     #[must_use]
     pub fn upstream(&self, index: StepIndex) -> &[StepIndex] {

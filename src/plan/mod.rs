@@ -16,6 +16,8 @@ pub use graph::{Dag, StepIndex};
 pub use spec::{ExecutionMode, PlanSpec, ResourceSpec, RetrySpec, StepSpec};
 
 /// A validated pipeline: unique names, no cycle, finite numbers.
+///
+/// A plan with a [`Plan::leader`] grows while it runs, see [`Plan::add`].
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// Identity of the run, as the orchestrator names it.
@@ -28,6 +30,8 @@ pub struct Plan {
     pub max_parallelism: Option<u32>,
     /// Steps in declaration order; a [`StepIndex`] points here.
     pub steps: Vec<Step>,
+    /// The step that asks for further ones. The run lasts as long as it does and ends as it ends.
+    pub leader: Option<StepIndex>,
     dag: Dag,
 }
 
@@ -85,6 +89,7 @@ impl Plan {
             return Err(PlanError::field("max_parallelism", "must be at least 1"));
         }
         let dag = Dag::new(&spec.steps)?;
+        let leader = spec.leader.as_deref().map(|name| leader(name, &spec.steps, &dag)).transpose()?;
         let steps =
             spec.steps.into_iter().enumerate().map(|(at, step)| Step::new(at, step)).collect::<Result<_, _>>()?;
         Ok(Self {
@@ -93,8 +98,38 @@ impl Plan {
             execution_mode: spec.execution_mode,
             max_parallelism: spec.max_parallelism,
             steps,
+            leader,
             dag,
         })
+    }
+
+    /// Adds a step that waits for no other, measured against a host.
+    ///
+    /// # Errors
+    /// [`PlanError`] when the plan has no leader, the name is taken, a field is wrong, or the host lacks what it asks for.
+    pub fn add(&mut self, spec: StepSpec, admission: &mut Admission) -> Result<StepIndex, PlanError> {
+        let wrong = |field: &str, why: &str| Err(PlanError::of_step(&spec.name, field, why));
+        if self.leader.is_none() {
+            return wrong("", "cannot be added: no step of the plan leads it");
+        }
+        if spec.name.is_empty() || self.position(&spec.name).is_some() {
+            return wrong("name", "must be a name that no other step has");
+        }
+        if !spec.upstream.is_empty() {
+            return wrong("upstream", "must be empty: who asks for a step has waited for its upstreams");
+        }
+        let (step, demand, warning) = admission.measure(spec)?;
+        let index = self.dag.add()?;
+        self.steps.push(step);
+        admission.demands.push(demand);
+        admission.warnings.extend(warning);
+        Ok(index)
+    }
+
+    /// The step of this name.
+    #[must_use]
+    pub fn position(&self, name: &str) -> Option<StepIndex> {
+        self.steps.iter().position(|step| *step.name == *name).map(StepIndex::new)
     }
 
     /// Parses and validates JSON.
@@ -149,6 +184,16 @@ impl Plan {
         }
         remaining
     }
+}
+
+fn leader(name: &str, steps: &[StepSpec], dag: &Dag) -> Result<StepIndex, PlanError> {
+    let Some(index) = steps.iter().position(|step| step.name == name).map(StepIndex::new) else {
+        return Err(PlanError::field("leader", format!("there is no step `{name}`")));
+    };
+    if !dag.upstream(index).is_empty() || !dag.downstream(index).is_empty() {
+        return Err(PlanError::field("leader", format!("step `{name}` waits for others, or others for it")));
+    }
+    Ok(index)
 }
 
 impl Step {

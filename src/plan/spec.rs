@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// A pipeline run, unvalidated.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlanSpec {
     /// Identity of the run, as the orchestrator names it.
@@ -20,6 +20,9 @@ pub struct PlanSpec {
     pub max_parallelism: Option<u32>,
     /// Steps in any order; the order breaks ties between equally urgent steps.
     pub steps: Vec<StepSpec>,
+    /// The step that asks for further ones while it runs, as the orchestration of a dynamic pipeline does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<String>,
 }
 
 /// ZenML's execution modes.

@@ -14,9 +14,9 @@ use super::engine::{DockerEngine, Host, SLICE};
 use super::errors::{docker_error, engine_error, from_python, plan_error};
 use crate::docker::{ContainerSpec, DockerExecutor, PullObserver, RunIdentity};
 use crate::event::{RunEvent, RunSummary};
-use crate::plan::{Admission, Plan, PlanError, PlanSpec};
+use crate::plan::{Admission, Plan, PlanError, PlanSpec, StepSpec};
 use crate::runner::journal::{Header, VERSION};
-use crate::runner::{Notice, NoticeReceiver, NoticeSender, Run, RunOver, drive, notices};
+use crate::runner::{Notice, NoticeReceiver, NoticeSender, Order, Run, RunOver, drive, notices};
 use crate::schedule::{CancelReason, Verdict};
 
 /// Events delivered in one batch at most.
@@ -28,7 +28,9 @@ pub(super) struct DockerRun {
     host: Arc<Host>,
     warnings: Vec<String>,
     max_parallelism: u32,
-    cancels: mpsc::UnboundedSender<CancelReason>,
+    orders: mpsc::UnboundedSender<Order>,
+    executor: Arc<DockerExecutor>,
+    admission: Admission,
     waiting: Mutex<Option<Waiting>>,
     notices: Mutex<NoticeReceiver>,
     judgements: Mutex<HashMap<(String, u32), oneshot::Sender<Verdict>>>,
@@ -40,7 +42,7 @@ pub(super) struct DockerRun {
 struct Waiting {
     run: Run,
     executor: Arc<DockerExecutor>,
-    cancels: mpsc::UnboundedReceiver<CancelReason>,
+    orders: mpsc::UnboundedReceiver<Order>,
     notices: NoticeSender,
 }
 
@@ -75,7 +77,8 @@ impl DockerRun {
             .map_err(|error| docker_error(py, &error))?
             .expecting(&plan, admission.max_parallelism);
         let warnings = admission.warnings.iter().map(|w| format!("Step `{}` {}.", w.step, w.message)).collect();
-        let (cancels, cancel_inbox) = mpsc::unbounded_channel();
+        let (orders, inbox) = mpsc::unbounded_channel();
+        let executor = Arc::new(executor);
         let prepare = executor.can_prepare();
         #[expect(clippy::disallowed_methods, reason = "when the run began, for people")]
         let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -85,7 +88,9 @@ impl DockerRun {
             host: Arc::clone(&engine.host),
             warnings,
             max_parallelism: admission.max_parallelism,
-            cancels,
+            orders,
+            executor: Arc::clone(&executor),
+            admission: admission.clone(),
             waiting: Mutex::new(Some(Waiting {
                 run: Run {
                     plan: Arc::new(plan),
@@ -94,8 +99,8 @@ impl DockerRun {
                     log_directory: run_directory,
                     journal: Some(header),
                 },
-                executor: Arc::new(executor),
-                cancels: cancel_inbox,
+                executor,
+                orders: inbox,
                 notices: sender,
             })),
             notices: Mutex::new(receiver),
@@ -131,7 +136,7 @@ impl DockerRun {
         let Some(waiting) = lock(&self.waiting).take() else {
             return Err(engine_error(py, "The run was started already."));
         };
-        runtime.spawn(drive(waiting.run, waiting.executor, waiting.cancels, waiting.notices));
+        runtime.spawn(drive(waiting.run, waiting.executor, waiting.orders, waiting.notices));
         Ok(())
     }
 
@@ -186,8 +191,28 @@ impl DockerRun {
             }
         };
         // Fails only when the run is over.
-        let _ = self.cancels.send(reason);
+        let _ = self.orders.send(Order::Cancel(reason));
         Ok(())
+    }
+
+    fn request_step(
+        &self,
+        py: Python<'_>,
+        step: &Bound<'_, PyAny>,
+        container: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<String>> {
+        let step: StepSpec = from_python(step, "step").map_err(|error| plan_error(py, &error))?;
+        let container: ContainerSpec = from_python(container, "container").map_err(|error| plan_error(py, &error))?;
+        let (_, _, warning) = self.admission.measure(step.clone()).map_err(|error| plan_error(py, &error))?;
+        self.executor.describe(&step.name, container).map_err(|error| docker_error(py, &error))?;
+        // Fails only when the run is over.
+        let _ = self.orders.send(Order::Request(step));
+        Ok(warning.map(|warning| format!("Step `{}` {}.", warning.step, warning.message)))
+    }
+
+    fn drop_step(&self, step: String) {
+        // Fails only when the run is over.
+        let _ = self.orders.send(Order::Drop(step));
     }
 }
 

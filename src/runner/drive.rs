@@ -17,7 +17,7 @@ use super::logs::{AttemptLog, create_private_directory, log_path};
 use super::notice::{Judgement, Notice, NoticeSender};
 use super::{AttemptControl, AttemptSink, AttemptSpec, Executor, LogStream};
 use crate::event::{AttemptDetails, Outcome, RunEvent, RunSummary, Usage};
-use crate::plan::{Admission, Plan, StepIndex};
+use crate::plan::{Admission, Plan, StepIndex, StepSpec};
 use crate::schedule::{CancelReason, Effect, Input, ScheduleOptions, Scheduler, StopForce, Verdict};
 
 /// How often unfinished log lines are looked at, while there are any; shown after a whole such time without a byte.
@@ -48,6 +48,23 @@ pub struct Run {
     pub journal: Option<Header>,
 }
 
+/// What the host of a run may want of it. Where a host only ever cancels, a [`CancelReason`] will do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Order {
+    /// Ends the run early.
+    Cancel(CancelReason),
+    /// Runs a step that the leader asked for, see [`Input::StepRequested`].
+    Request(StepSpec),
+    /// Stops a step, by name, that the leader asked for.
+    Drop(String),
+}
+
+impl From<CancelReason> for Order {
+    fn from(reason: CancelReason) -> Self {
+        Self::Cancel(reason)
+    }
+}
+
 enum Message {
     /// A log line is unfinished.
     Unfinished,
@@ -76,10 +93,10 @@ enum Message {
 /// Returns when every attempt is over and cleaned up and the executor is closed; each of these waits is bounded, and
 /// whatever is not released by then is named in [`RunSummary::left_running`]. [`CancelReason::Abandon`] ends all waiting:
 /// unfinished attempts go on in the background for as long as the runtime lives.
-pub async fn drive<E: Executor>(
+pub async fn drive<E: Executor, O: Into<Order>>(
     run: Run,
     executor: Arc<E>,
-    cancels: mpsc::UnboundedReceiver<CancelReason>,
+    orders: mpsc::UnboundedReceiver<O>,
     notices: NoticeSender,
 ) -> RunSummary {
     let (messages, inbox) = mpsc::unbounded_channel();
@@ -102,7 +119,7 @@ pub async fn drive<E: Executor>(
         journal_retry_at: None,
         run,
     };
-    driver.run(inbox, cancels).await
+    driver.run(inbox, orders).await
 }
 
 struct Driver<E> {
@@ -133,10 +150,10 @@ struct Live {
 }
 
 impl<E: Executor> Driver<E> {
-    async fn run(
+    async fn run<O: Into<Order>>(
         mut self,
         mut inbox: mpsc::UnboundedReceiver<Message>,
-        mut cancels: mpsc::UnboundedReceiver<CancelReason>,
+        mut orders: mpsc::UnboundedReceiver<O>,
     ) -> RunSummary {
         if let Some(directory) = &self.run.log_directory
             && let Err(error) = create_private_directory(directory)
@@ -156,11 +173,8 @@ impl<E: Executor> Driver<E> {
             tokio::select! {
                 // What an attempt said before it ended is heard before its end.
                 biased;
-                cancel = cancels.recv(), if !host_gone => match cancel {
-                    Some(reason) => {
-                        self.abandoned |= reason == CancelReason::Abandon;
-                        self.feed(Input::Cancel { reason });
-                    }
+                order = orders.recv(), if !host_gone => match order {
+                    Some(order) => self.on_order(order.into()),
                     None => host_gone = true,
                 },
                 Some(message) = inbox.recv() => self.on_message(message),
@@ -177,13 +191,13 @@ impl<E: Executor> Driver<E> {
                     self.of_task.remove(&ended.map_or_else(|error| error.id(), |(id, _)| id));
                 }
             };
-            self.abandoned = bounded(limit, &mut cancels, cleaned_up).await == Err(Cut::Abandoned);
+            self.abandoned = bounded(limit, &mut orders, cleaned_up).await == Err(Cut::Abandoned);
         }
         self.attempts.detach_all();
         let mut left: BTreeSet<String> = self.of_task.values().map(|&(step, _)| self.name(step)).collect();
         let closed = Arc::clone(&self.executor).close();
         let limit = if self.abandoned { ABANDONED_CLOSE_LIMIT } else { CLOSE_LIMIT };
-        match bounded(limit, &mut cancels, closed).await {
+        match bounded(limit, &mut orders, closed).await {
             Ok(names) => left.extend(names),
             Err(_) => {
                 self.warn("releasing what the run held was not waited for; it may take a while longer".to_owned());
@@ -194,6 +208,21 @@ impl<E: Executor> Driver<E> {
         self.notices.send(Notice::Event(RunEvent::RunFinished { summary: summary.clone() }));
         self.notices.close();
         summary
+    }
+
+    fn on_order(&mut self, order: Order) {
+        match order {
+            Order::Cancel(reason) => {
+                self.abandoned |= reason == CancelReason::Abandon;
+                self.feed(Input::Cancel { reason });
+            }
+            Order::Request(spec) => self.feed(Input::StepRequested { spec }),
+            Order::Drop(name) => {
+                if let Some(step) = self.scheduler.plan().position(&name) {
+                    self.feed(Input::StepDropped { step });
+                }
+            }
+        }
     }
 
     fn feed(&mut self, input: Input) {
@@ -279,8 +308,8 @@ impl<E: Executor> Driver<E> {
     }
 
     fn spec(&self, step: StepIndex, attempt: u32) -> AttemptSpec {
-        let name = Arc::clone(&self.run.plan.step(step).name);
-        AttemptSpec { step, name, attempt, demand: self.run.admission.demands[step.get()] }
+        let name = Arc::clone(&self.scheduler.plan().step(step).name);
+        AttemptSpec { step, name, attempt, demand: self.scheduler.demand(step) }
     }
 
     fn launch(&mut self, step: StepIndex, attempt: u32) {
@@ -353,7 +382,7 @@ impl<E: Executor> Driver<E> {
         let outcome = self.scheduler.classify(step, attempt, outcome);
         self.feed(Input::AttemptOver { step, attempt, outcome: outcome.clone() });
         let (reply, answer) = oneshot::channel();
-        let name = Arc::clone(&self.run.plan.step(step).name);
+        let name = Arc::clone(&self.scheduler.plan().step(step).name);
         let judgement = Judgement { step: name, attempt, outcome: outcome.clone(), log_tail, reply };
         self.notices.send(Notice::Judge(judgement));
         let messages = self.messages.clone();
@@ -370,7 +399,7 @@ impl<E: Executor> Driver<E> {
     }
 
     fn name(&self, step: StepIndex) -> String {
-        self.run.plan.step(step).name.to_string()
+        self.scheduler.plan().step(step).name.to_string()
     }
 }
 
@@ -382,15 +411,15 @@ enum Cut {
 }
 
 /// Waits for at most so long, and not at all any more when the user abandons the run.
-async fn bounded<T>(
+async fn bounded<T, O: Into<Order>>(
     limit: Duration,
-    cancels: &mut mpsc::UnboundedReceiver<CancelReason>,
+    orders: &mut mpsc::UnboundedReceiver<O>,
     work: impl Future<Output = T>,
 ) -> Result<T, Cut> {
     let abandoned = async {
         loop {
-            match cancels.recv().await {
-                Some(CancelReason::Abandon) => return,
+            match orders.recv().await.map(Into::into) {
+                Some(Order::Cancel(CancelReason::Abandon)) => return,
                 Some(_) => {}
                 None => std::future::pending().await,
             }

@@ -18,7 +18,7 @@ use crate::plan::{Capacity, PlanSpec, StepIndex};
 use crate::schedule::Input;
 
 /// Version of the format, and of the scheduler's decisions: a scheduler that decides otherwise needs another number.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Name of the journal in a run's directory.
 pub const FILE_NAME: &str = "journal.jsonl";
@@ -258,7 +258,7 @@ mod tests {
         let good = line(&entry(1)).unwrap();
         let damaged = [line(&header()).unwrap(), b"{}\n".to_vec(), good].concat();
         assert!(matches!(parse(&damaged), Err(JournalError::Damaged { line: 2, .. })));
-        assert!(matches!(parse(b"{\"version\":2,\"x\":1}\n"), Err(JournalError::OtherVersion { found: 2 })));
+        assert!(matches!(parse(b"{\"version\":1,\"x\":1}\n"), Err(JournalError::OtherVersion { found: 1 })));
         assert!(matches!(parse(b""), Err(JournalError::Empty)));
         assert!(matches!(parse(b"{\"version\":"), Err(JournalError::Empty)));
     }

@@ -10,7 +10,7 @@ mod notice;
 pub mod replay;
 mod simulate;
 
-pub use drive::{Run, drive};
+pub use drive::{Order, Run, drive};
 pub use executor::{AttemptControl, AttemptSink, AttemptSpec, Executor, LogStream};
 pub use notice::{Judgement, Notice, NoticeReceiver, NoticeSender, RunOver, notices};
 // Part of the executor's contract: executors stop with a force and know nothing else of the scheduler.

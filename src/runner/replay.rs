@@ -12,9 +12,9 @@ use crate::schedule::{Effect, Input, ScheduleOptions, Scheduler, StopForce};
 /// A run as its last owner left it.
 #[derive(Debug)]
 pub struct Replayed {
-    /// The pipeline.
+    /// The pipeline, as far as it had grown.
     pub plan: Arc<Plan>,
-    /// The plan measured against the host as it was when the run began.
+    /// That plan measured against the host as it was when the run began.
     pub admission: Admission,
     /// In the state after the last entry.
     pub scheduler: Scheduler,
@@ -86,6 +86,8 @@ pub fn replay(recorded: &Recorded) -> Result<Replayed, ReplayError> {
             return Err(ReplayError::Diverged { line: at + 2 });
         }
     }
+    replayed.plan = Arc::clone(replayed.scheduler.plan());
+    replayed.admission = replayed.scheduler.admission().clone();
     Ok(replayed)
 }
 
@@ -102,7 +104,11 @@ impl Replayed {
                 self.change((*step, *attempt), |attempt| attempt.over = Some(outcome.clone()));
             }
             Input::AttemptEnded { step, attempt, .. } => drop(self.in_flight.remove(&(*step, *attempt))),
-            Input::Start | Input::Cancel { .. } | Input::Tick => {}
+            Input::Start
+            | Input::StepRequested { .. }
+            | Input::StepDropped { .. }
+            | Input::Cancel { .. }
+            | Input::Tick => {}
         }
         let mut launched = Vec::new();
         for effect in self.scheduler.handle(now, input.clone()) {

@@ -30,6 +30,16 @@ impl Ahead {
     }
 }
 
+impl Ahead {
+    /// Makes room for a step without upstreams.
+    pub(super) fn add(&mut self) {
+        self.preparation.add();
+        self.unlaunched.push(0);
+        self.uncertain.push(0);
+        self.certain.push(false);
+    }
+}
+
 impl Scheduler {
     /// Launches take their own preparation and, if need be, the memory of others'.
     pub(super) fn launched(&mut self, step: StepIndex, attempt: u32, effects: &mut Vec<Effect>) {
@@ -79,7 +89,7 @@ impl Scheduler {
             Phase::Retrying { .. } => Some(Nearness::Next),
             Phase::Waiting if ahead.unlaunched[step.get()] == 0 => Some(Nearness::Next),
             Phase::Waiting if ahead.uncertain[step.get()] == 0 => Some(Nearness::AfterNext),
-            Phase::Waiting => None,
+            Phase::Waiting | Phase::Resting { .. } => None,
             Phase::Running(_) | Phase::Done(_) => return,
         };
         ahead.preparation.set_nearness(self.rank_of[step.get()], nearness);

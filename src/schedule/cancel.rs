@@ -31,13 +31,15 @@ impl Scheduler {
                 Phase::Waiting | Phase::Ready { last: None, .. } => {
                     self.settle(step, StepStatus::Skipped, None, effects);
                 }
-                Phase::Ready { last: Some(last), attempt } | Phase::Retrying { last, attempt } => {
+                Phase::Ready { last: Some(last), attempt }
+                | Phase::Retrying { last, attempt }
+                | Phase::Resting { last, attempt, .. } => {
                     let (last, attempt) = (last.clone(), attempt - 1);
                     failed |= self.drop_retry(step, attempt, last, effects) == StepStatus::Failed;
                 }
                 Phase::Running(_) => match reason {
                     CancelReason::StopOnFailure => {}
-                    CancelReason::FailFast | CancelReason::Interrupt => {
+                    CancelReason::FailFast | CancelReason::LeaderEnded | CancelReason::Interrupt => {
                         self.stop(now, step, StopForce::Graceful, effects);
                     }
                     CancelReason::Kill => self.stop(now, step, StopForce::Kill, effects),
@@ -52,7 +54,13 @@ impl Scheduler {
     }
 
     /// A step whose retry is dropped has failed; the user's stop makes it a stopped one.
-    fn drop_retry(&mut self, step: StepIndex, attempt: u32, last: Outcome, effects: &mut Vec<Effect>) -> StepStatus {
+    pub(super) fn drop_retry(
+        &mut self,
+        step: StepIndex,
+        attempt: u32,
+        last: Outcome,
+        effects: &mut Vec<Effect>,
+    ) -> StepStatus {
         if self.cancelled >= Some(CancelReason::Interrupt) {
             self.settle(step, StepStatus::Stopped, Some(last), effects);
             return StepStatus::Stopped;
@@ -61,7 +69,7 @@ impl Scheduler {
         StepStatus::Failed
     }
 
-    fn stop(&mut self, now: Duration, step: StepIndex, force: StopForce, effects: &mut Vec<Effect>) {
+    pub(super) fn stop(&mut self, now: Duration, step: StepIndex, force: StopForce, effects: &mut Vec<Effect>) {
         let Phase::Running(attempt) = &mut self.phases[step.get()] else { return };
         if attempt.stop >= Some(force) || attempt.ended.is_some() {
             return;
@@ -106,7 +114,7 @@ impl Scheduler {
                     Some(StopForce::Graceful) => self.stop(now, step, StopForce::Kill, effects),
                     Some(StopForce::Kill) => self.give_up(now, step, "the wait after its kill was over", effects),
                 },
-                Phase::Waiting | Phase::Ready { .. } | Phase::Done(_) => {}
+                Phase::Waiting | Phase::Ready { .. } | Phase::Resting { .. } | Phase::Done(_) => {}
             }
         }
     }

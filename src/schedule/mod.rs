@@ -5,6 +5,7 @@
 
 mod ahead;
 mod cancel;
+mod growth;
 mod prepare;
 mod ready;
 mod scheduler;
@@ -19,7 +20,7 @@ pub use scheduler::{ScheduleOptions, Scheduler};
 use serde::{Deserialize, Serialize};
 
 use crate::event::{AttemptDetails, Outcome, RunEvent, RunSummary};
-use crate::plan::StepIndex;
+use crate::plan::{StepIndex, StepSpec};
 
 /// What the outside tells the scheduler. Its written form is part of a run's journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,6 +56,17 @@ pub enum Input {
         /// How, after whoever knows better than the exit code was asked.
         verdict: Verdict,
     },
+    /// The leader asks for a step. One that failed and may be tried again gets its next attempt; its description stays as it
+    /// was. Any other step that the plan has already is left alone.
+    StepRequested {
+        /// The step. It waits for no other.
+        spec: StepSpec,
+    },
+    /// The leader does not want a step any longer.
+    StepDropped {
+        /// Step.
+        step: StepIndex,
+    },
     /// Somebody wants the run to end. Only a worse reason than the present one acts.
     Cancel {
         /// How badly.
@@ -81,6 +93,8 @@ pub enum CancelReason {
     StopOnFailure,
     /// A step failed under `FAIL_FAST`: what runs is stopped.
     FailFast,
+    /// The leader is over: what it asked for is stopped, for nobody waits for it.
+    LeaderEnded,
     /// The user asked to stop: what runs is stopped, with its grace.
     Interrupt,
     /// The user insists: what runs is killed.
@@ -94,6 +108,7 @@ impl fmt::Display for CancelReason {
         f.write_str(match self {
             Self::StopOnFailure => "a step failed: nothing new starts, what runs finishes",
             Self::FailFast => "a step failed: what runs is stopped",
+            Self::LeaderEnded => "the orchestration ended: what runs is stopped",
             Self::Interrupt => "stop requested: what runs is stopped",
             Self::Kill => "stop requested again: what runs is killed",
             Self::Abandon => "stop requested a third time: what runs is left behind",

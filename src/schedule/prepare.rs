@@ -48,6 +48,11 @@ impl Preparation {
         }
     }
 
+    /// Makes room for a step.
+    pub(super) fn add(&mut self) {
+        self.place.push(None);
+    }
+
     /// Says how near a step is; none when it cannot start soon. What is prepared stays prepared.
     pub(super) fn set_nearness(&mut self, rank: Rank, nearness: Option<Nearness>) {
         let before = self.place[rank as usize];

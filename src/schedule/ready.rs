@@ -26,12 +26,16 @@ pub(super) struct ReadyQueue {
     /// Class of each rank.
     class_of: Vec<u32>,
     classes: Vec<Class>,
+    /// Looked up only, never iterated: its order does not matter.
+    by_demand: HashMap<Demand, u32>,
     /// The most urgent member of every class that has one.
     heads: BTreeSet<(Rank, u32)>,
     free: Demand,
     free_slots: u32,
     /// By rank: how often it was overtaken while it was the most urgent.
     overtaken: Vec<u8>,
+    /// The step that leads the run. It takes no slot, or those that it waits for could find none left.
+    leader: Option<Rank>,
     /// The step that has been overtaken often enough: the next to start.
     reserved: Option<Rank>,
 }
@@ -44,28 +48,32 @@ struct Class {
 
 impl ReadyQueue {
     /// A queue with the whole host free; `demands` in order of rank.
-    pub(super) fn new(admission: &Admission, demands: impl Iterator<Item = Demand>) -> Self {
-        let mut classes = Vec::new();
-        // Looked up only, never iterated: its order does not matter.
-        let mut by_demand = HashMap::new();
-        let class_of: Vec<u32> = demands
-            .map(|demand| {
-                *by_demand.entry((demand.cpu_millis, demand.memory_bytes, demand.gpus)).or_insert_with(|| {
-                    classes.push(Class { demand, ranks: BTreeSet::new() });
-                    u32::try_from(classes.len() - 1).unwrap_or(u32::MAX)
-                })
-            })
-            .collect();
+    pub(super) fn new(admission: &Admission, demands: impl Iterator<Item = Demand>, leader: Option<Rank>) -> Self {
         let capacity = admission.capacity;
-        Self {
-            overtaken: vec![0; class_of.len()],
-            class_of,
-            classes,
+        let mut queue = Self {
+            overtaken: Vec::new(),
+            class_of: Vec::new(),
+            classes: Vec::new(),
+            by_demand: HashMap::new(),
             heads: BTreeSet::new(),
             free: Demand { cpu_millis: capacity.cpu_millis, memory_bytes: capacity.memory_bytes, gpus: capacity.gpus },
             free_slots: admission.max_parallelism,
+            leader,
             reserved: None,
-        }
+        };
+        demands.for_each(|demand| queue.add(demand));
+        queue
+    }
+
+    /// Makes room for a step, less urgent than all before it.
+    pub(super) fn add(&mut self, demand: Demand) {
+        let classes = &mut self.classes;
+        let class = *self.by_demand.entry(demand).or_insert_with(|| {
+            classes.push(Class { demand, ranks: BTreeSet::new() });
+            u32::try_from(classes.len() - 1).unwrap_or(u32::MAX)
+        });
+        self.class_of.push(class);
+        self.overtaken.push(0);
     }
 
     pub(super) fn insert(&mut self, rank: Rank) {
@@ -103,6 +111,12 @@ impl ReadyQueue {
 
     /// Takes the step that should start now and its share of the host.
     pub(super) fn admit(&mut self) -> Option<Rank> {
+        if let Some(leader) = self.leader
+            && self.classes[self.class_of[leader as usize] as usize].ranks.contains(&leader)
+            && fits(self.demand(leader), self.free)
+        {
+            return Some(self.take(leader));
+        }
         if self.free_slots == 0 {
             return None;
         }
@@ -111,13 +125,21 @@ impl ReadyQueue {
             None => self.heads.first()?.0,
         };
         let rank = if fits(self.demand(first), self.free) { first } else { self.backfill(first)? };
+        Some(self.take(rank))
+    }
+
+    fn take(&mut self, rank: Rank) -> Rank {
         self.remove(rank);
         let demand = self.demand(rank);
         self.free.cpu_millis -= demand.cpu_millis;
         self.free.memory_bytes -= demand.memory_bytes;
         self.free.gpus -= demand.gpus;
-        self.free_slots -= 1;
-        Some(rank)
+        self.free_slots -= self.slots(rank);
+        rank
+    }
+
+    fn slots(&self, rank: Rank) -> u32 {
+        u32::from(self.leader != Some(rank))
     }
 
     /// The step that may overtake `first`, which does not fit.
@@ -157,7 +179,7 @@ impl ReadyQueue {
         self.free.cpu_millis += demand.cpu_millis;
         self.free.memory_bytes += demand.memory_bytes;
         self.free.gpus += demand.gpus;
-        self.free_slots += 1;
+        self.free_slots += self.slots(rank);
     }
 
     pub(super) fn free_memory(&self) -> u64 {

@@ -8,7 +8,7 @@ use super::ready::{Rank, ReadyQueue};
 use super::timers::Timers;
 use super::{CancelReason, Effect, Input, StopForce, Verdict};
 use crate::event::{AttemptDetails, Failure, Outcome, RunEvent, RunStatus, RunSummary, StepStatus};
-use crate::plan::{Admission, ExecutionMode, Plan, StepIndex};
+use crate::plan::{Admission, Demand, ExecutionMode, Plan, StepIndex};
 
 /// Choices that the plan does not make.
 #[derive(Debug, Clone, Copy, Default)]
@@ -28,12 +28,16 @@ pub struct ScheduleOptions {
 ///   acts on the rest of the run as a failure does.
 /// - The run is `Completed` when every step is; else `Stopped` when the user stopped it (as in ZenML, also if a step had
 ///   failed before) or nothing failed; else `Failed`.
+/// - A run with a leader ends as its leader does, whatever became of the steps that it asked for: it may have known how to
+///   go on without one. What is left of them when it ends is stopped. `FAIL_FAST` and the like are the leader's to apply.
+/// - A step that was asked for is not tried again by itself: it rests until it is asked for again, and for its delay.
 #[derive(Debug)]
 pub struct Scheduler {
     pub(super) plan: Arc<Plan>,
+    pub(super) admission: Admission,
     pub(super) phases: Vec<Phase>,
     /// Upstreams that have not completed.
-    missing: Vec<u32>,
+    pub(super) missing: Vec<u32>,
     pub(super) rank_of: Vec<Rank>,
     pub(super) step_of: Vec<StepIndex>,
     pub(super) ready: ReadyQueue,
@@ -43,7 +47,9 @@ pub struct Scheduler {
     /// Attempts that were given up and have not ended since.
     pub(super) left_running: Vec<(StepIndex, u32)>,
     max_parallelism: u32,
-    unfinished: usize,
+    pub(super) unfinished: usize,
+    /// Steps from this position on were asked for.
+    pub(super) planned: usize,
     running: u32,
     peak: u32,
     attempts: u32,
@@ -69,6 +75,12 @@ pub(super) enum Phase {
     Retrying {
         attempt: u32,
         last: Outcome,
+    },
+    /// Until it is asked for again; then attempt `attempt` starts, at the earliest at `not_before`.
+    Resting {
+        attempt: u32,
+        last: Outcome,
+        not_before: Duration,
     },
     Done(StepStatus),
 }
@@ -107,7 +119,11 @@ impl Scheduler {
         let missing: Vec<u32> = (0..count).map(upstreams).collect();
         Self {
             phases: vec![Phase::Waiting; count],
-            ready: ReadyQueue::new(admission, step_of.iter().map(|step| admission.demands[step.get()])),
+            ready: ReadyQueue::new(
+                admission,
+                step_of.iter().map(|step| admission.demands[step.get()]),
+                plan.leader.map(|leader| rank_of[leader.get()]),
+            ),
             ahead: options.prepare.then(|| Ahead::new(admission.max_parallelism, &missing)),
             missing,
             rank_of,
@@ -116,7 +132,9 @@ impl Scheduler {
             cancelled: None,
             left_running: Vec::new(),
             max_parallelism: admission.max_parallelism,
+            admission: admission.clone(),
             unfinished: count,
+            planned: count,
             running: 0,
             peak: 0,
             attempts: 0,
@@ -147,11 +165,14 @@ impl Scheduler {
             Input::AttemptEnded { step, attempt, verdict } => {
                 self.attempt_ended(now, step, attempt, verdict, &mut effects);
             }
+            Input::StepRequested { spec } => self.requested(now, spec, &mut effects),
+            Input::StepDropped { step } => self.dropped(now, step, &mut effects),
             Input::Cancel { reason } => self.cancel(now, reason, &mut effects),
             Input::Tick => {}
         }
         // After the input: an attempt that ends at the moment of its timeout has ended.
         self.ring_alarms(now, &mut effects);
+        self.end_with_leader(now, &mut effects);
         if self.cancelled.is_none() {
             self.launch(now, &mut effects);
             self.prepare(&mut effects);
@@ -177,10 +198,30 @@ impl Scheduler {
     #[must_use]
     pub fn next_attempt(&self, step: StepIndex) -> u32 {
         match self.phases.get(step.get()) {
-            Some(Phase::Ready { attempt, .. } | Phase::Retrying { attempt, .. }) => *attempt,
+            Some(Phase::Ready { attempt, .. } | Phase::Retrying { attempt, .. } | Phase::Resting { attempt, .. }) => {
+                *attempt
+            }
             Some(Phase::Running(running)) => running.number.saturating_add(1),
             _ => 1,
         }
+    }
+
+    /// The plan as far as it has grown.
+    #[must_use]
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// The plan measured against the host, as far as it has grown.
+    #[must_use]
+    pub fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
+    /// What an attempt of a step takes.
+    #[must_use]
+    pub fn demand(&self, step: StepIndex) -> Demand {
+        self.admission.demands[step.get()]
     }
 
     fn start(&mut self, now: Duration, effects: &mut Vec<Effect>) {
@@ -285,8 +326,13 @@ impl Scheduler {
             let delay = self.plan.step(step).retry.delay_before(number);
             let next = number + 1;
             effects.push(Effect::Emit(RunEvent::RetryScheduled { step: self.name(step), attempt: next, delay }));
-            self.phases[step.get()] = Phase::Retrying { attempt: next, last: outcome };
-            self.timers.set(step, now, delay);
+            if step.get() < self.planned {
+                self.phases[step.get()] = Phase::Retrying { attempt: next, last: outcome };
+                self.timers.set(step, now, delay);
+            } else {
+                self.phases[step.get()] =
+                    Phase::Resting { attempt: next, last: outcome, not_before: now.saturating_add(delay) };
+            }
             self.refresh_nearness(step);
         } else {
             self.fail(step, number, outcome, effects);
@@ -326,6 +372,9 @@ impl Scheduler {
     }
 
     pub(super) fn apply_mode(&mut self, now: Duration, effects: &mut Vec<Effect>) {
+        if self.plan.leader.is_some() {
+            return;
+        }
         match self.plan.execution_mode {
             ExecutionMode::ContinueOnFailure => {}
             ExecutionMode::StopOnFailure => self.cancel(now, CancelReason::StopOnFailure, effects),
@@ -359,7 +408,11 @@ impl Scheduler {
         });
         let steps: Vec<(String, StepStatus)> =
             self.plan.steps.iter().map(|step| step.name.to_string()).zip(statuses).collect();
-        let status = if steps.iter().all(|(_, status)| *status == StepStatus::Completed) {
+        let completed = match self.plan.leader {
+            Some(leader) => self.phases[leader.get()] == Phase::Done(StepStatus::Completed),
+            None => steps.iter().all(|(_, status)| *status == StepStatus::Completed),
+        };
+        let status = if completed {
             RunStatus::Completed
         } else if self.cancelled >= Some(CancelReason::Interrupt) || self.first_failure.is_none() {
             RunStatus::Stopped
@@ -369,7 +422,7 @@ impl Scheduler {
         effects.push(Effect::Finish(RunSummary {
             status,
             steps,
-            first_failure: self.first_failure.take(),
+            first_failure: self.first_failure.take().filter(|_| !completed),
             left_running: self.left_running.iter().map(|&(step, _)| self.name(step)).collect(),
             duration: now.saturating_sub(self.began.unwrap_or(now)),
             peak_parallelism: self.peak,

@@ -20,6 +20,11 @@ impl Timers {
         Self { due: BTreeSet::new(), of_step: vec![None; steps] }
     }
 
+    /// Makes room for a step.
+    pub(super) fn add(&mut self) {
+        self.of_step.push(None);
+    }
+
     /// Sets the step's alarm in place of an earlier one. A moment beyond what a [`Duration`] can hold never comes.
     pub(super) fn set(&mut self, step: StepIndex, now: Duration, wait: Duration) {
         self.clear(step);

@@ -168,6 +168,7 @@ class Project:
             "seeded_steps.py",
             "capture.py",
             "copied.py",
+            "dynamic_scenarios.py",
         ):
             shutil.copy(Path(__file__).parent / name, folder)
         for arguments in (

@@ -140,6 +140,7 @@ pub fn plan(dag: &Dag, mode: ExecutionMode, milliseconds: Option<&[u64]>) -> Pla
         execution_mode: mode,
         max_parallelism: None,
         steps: steps.collect(),
+        leader: None,
     })
     .expect("a DAG")
 }

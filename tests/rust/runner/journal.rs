@@ -21,6 +21,9 @@ enum Move {
     End(usize, Outcome, bool),
     Wait(u64),
     Cancel(CancelReason),
+    /// A step of this number, when somebody leads.
+    Request(usize, u32),
+    Drop(usize),
 }
 
 fn plan() -> impl Strategy<Value = PlanSpec> {
@@ -43,13 +46,15 @@ fn plan() -> impl Strategy<Value = PlanSpec> {
         1 => Just(ExecutionMode::StopOnFailure),
         1 => Just(ExecutionMode::FailFast),
     ];
-    (1..12_usize, 1..5_u32, mode).prop_flat_map(move |(count, max_parallelism, execution_mode)| {
+    (1..12_usize, 1..5_u32, mode, any::<bool>()).prop_flat_map(move |(count, max_parallelism, execution_mode, led)| {
+        let count = if led { 1 } else { count };
         (0..count).map(step).collect::<Vec<_>>().prop_map(move |steps| PlanSpec {
             run_id: "r".into(),
             pipeline: "p".into(),
             execution_mode,
             max_parallelism: Some(max_parallelism),
             steps,
+            leader: led.then(|| "s0".into()),
         })
     })
 }
@@ -63,6 +68,8 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         8 => (0..9_usize, outcome(), any::<bool>()).prop_map(|(at, outcome, again)| Move::End(at, outcome, again)),
         4 => (1..4000_u64).prop_map(Move::Wait),
         1 => reason.prop_map(Move::Cancel),
+        5 => (1..9_usize, 0..3_u32).prop_map(|(at, retries)| Move::Request(at, retries)),
+        1 => (1..9_usize).prop_map(Move::Drop),
     ];
     prop::collection::vec(one, 0..80)
 }
@@ -124,6 +131,12 @@ impl Live {
                 self.feed(Input::Tick);
             }
             Move::Cancel(reason) => self.feed(Input::Cancel { reason }),
+            Move::Request(at, max_retries) => {
+                let retry = RetrySpec { max_retries, delay_seconds: 0.5, backoff: 2.0 };
+                let spec = StepSpec { name: format!("s{at}"), retry, ..StepSpec::default() };
+                self.feed(Input::StepRequested { spec });
+            }
+            Move::Drop(at) => self.feed(Input::StepDropped { step: StepIndex::new(at) }),
         }
     }
 }
@@ -201,7 +214,7 @@ proptest! {
             });
             let effects = resumed.scheduler.handle(now, input);
             for (step, attempt) in launches(&effects) {
-                prop_assert!(!done.contains_key(&*resumed.plan.step(step).name), "launched again");
+                prop_assert!(!done.contains_key(&*resumed.scheduler.plan().step(step).name), "launched again");
                 inbox.push_back(completed((step, attempt)));
             }
             for (step, status) in finished(&effects) {
@@ -209,7 +222,7 @@ proptest! {
             }
             over = effects.iter().any(|effect| matches!(effect, Effect::Finish(_)));
         }
-        prop_assert!(kept == 0 || done.len() == spec.steps.len());
+        prop_assert!(kept == 0 || done.len() == resumed.scheduler.plan().len());
     }
 }
 

@@ -102,6 +102,7 @@ fn scene() -> impl Strategy<Value = Scene> {
                     execution_mode,
                     max_parallelism: Some(max_parallelism),
                     steps,
+                    leader: None,
                 },
                 behaviours,
                 cancels,
@@ -269,6 +270,7 @@ impl World<'_> {
                 self.retrying.remove(&step);
             }
             RunEvent::StopRequested { .. } => self.stop_requested = true,
+            RunEvent::StepAdded { .. } => panic!("nobody leads these runs"),
             RunEvent::AttemptMeasured { .. } | RunEvent::RunFinished { .. } => panic!("left to the runner"),
             RunEvent::RunStarted { .. } | RunEvent::AttemptLaunched { .. } | RunEvent::AttemptStarted { .. } => {}
         }

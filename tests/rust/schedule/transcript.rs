@@ -11,7 +11,6 @@ pub const HOST: Capacity = Capacity { cpu_millis: 4000, memory_bytes: 8_000_000_
 
 /// Plays one run.
 pub struct Transcript {
-    plan: Arc<Plan>,
     scheduler: Scheduler,
     now: Duration,
     pub summary: Option<RunSummary>,
@@ -30,12 +29,12 @@ impl Transcript {
     fn with(rest: &str, steps: &str, options: ScheduleOptions) -> Self {
         let plan = Arc::new(Plan::from_json(&format!(r#"{{{rest} "steps": [{steps}]}}"#)).unwrap());
         let admission = Admission::new(&plan, HOST).unwrap();
-        let scheduler = Scheduler::new(Arc::clone(&plan), &admission, options);
-        Self { plan, scheduler, now: Duration::ZERO, summary: None }
+        let scheduler = Scheduler::new(plan, &admission, options);
+        Self { scheduler, now: Duration::ZERO, summary: None }
     }
 
     pub fn step(&self, name: &str) -> StepIndex {
-        StepIndex::new(self.plan.steps.iter().position(|step| &*step.name == name).unwrap())
+        self.scheduler.plan().position(name).unwrap()
     }
 
     pub fn input(&mut self, input: Input) -> Vec<String> {
@@ -65,6 +64,16 @@ impl Transcript {
         self.ended(step, attempt, Outcome::Exited { code: 1 })
     }
 
+    /// `step` is a JSON object.
+    pub fn requested(&mut self, step: &str) -> Vec<String> {
+        self.input(Input::StepRequested { spec: serde_json::from_str(step).unwrap() })
+    }
+
+    pub fn dropped(&mut self, step: &str) -> Vec<String> {
+        let step = self.step(step);
+        self.input(Input::StepDropped { step })
+    }
+
     pub fn cancel(&mut self, reason: CancelReason) -> Vec<String> {
         self.input(Input::Cancel { reason })
     }
@@ -82,7 +91,7 @@ impl Transcript {
 
     /// Launch events repeat the effect and are left out.
     fn line(&mut self, effect: Effect) -> Option<String> {
-        let name = |step: StepIndex| self.plan.step(step).name.to_string();
+        let name = |step: StepIndex| self.scheduler.plan().step(step).name.to_string();
         Some(match effect {
             Effect::Prepare { step } => format!("prepare {}", name(step)),
             Effect::Discard { step } => format!("discard {}", name(step)),
@@ -99,6 +108,7 @@ impl Transcript {
                 format!("retry {step} {attempt} in {}", delay.as_secs_f64())
             }
             Effect::Emit(RunEvent::StepFinished { step, status, .. }) => format!("{step} {}", status_word(status)),
+            Effect::Emit(RunEvent::StepAdded { step }) => format!("added {step}"),
             Effect::Emit(RunEvent::StopRequested { .. }) => "stopping".to_owned(),
             Effect::Emit(RunEvent::AttemptMeasured { .. } | RunEvent::RunFinished { .. }) => {
                 panic!("left to the runner")

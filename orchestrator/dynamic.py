@@ -1,0 +1,321 @@
+"""A dynamic run on the host: answers the orchestration container, and starts what it may ask for.
+
+The orchestration container runs ZenML's `DynamicPipelineRunner`. Its inline steps run in it. For an isolated step it
+names a step run; the step, its image and its settings are read out of ZenML's records here, held against what was said
+before the run began (`permits.py`), and handed to the same core that runs the steps of static pipelines.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
+
+from zenml.client import Client
+from zenml.enums import ExecutionStatus
+from zenml.logger import get_logger
+from zenml.orchestrators.publish_utils import publish_step_run_status_update
+from zenml.orchestrators.utils import get_step_entrypoint_command
+from zenml.utils.env_utils import get_runtime_environment
+
+from orchestrator.control import ControlServer, RefusedError
+from orchestrator.driving import Driver
+from orchestrator.dynamic_publishing import DynamicRunPublisher
+from orchestrator.images import Pins
+from orchestrator.permits import Permits, image_of, permitted_images, plan_name
+from orchestrator.plan import LEADER, build_container, step_spec
+from orchestrator.publishing import patiently
+
+if TYPE_CHECKING:
+    from step_engine import DockerEngine, DockerRun
+    from zenml.models import PipelineSnapshotResponse, StepRunResponse
+    from zenml.stack import Stack
+
+    from orchestrator.my_docker_orchestrator import LocalDockerOrchestrator
+    from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorSettings
+
+logger = get_logger(__name__)
+
+MAX_STEPS = 10_000
+"""So many step runs a dynamic run may ask for."""
+
+_FINAL = ("completed", "failed", "stopped")
+
+_STILL_ENDING_SECONDS = 60.0
+"""A step that is asked for again while its last attempt is being cleaned up waits so long."""
+
+
+def drive_dynamic(run: DockerRun, engine: DockerEngine, job: Mapping[str, Any]) -> None:
+    """Drives a dynamic run to its end.
+
+    Args:
+        run: The run, not started yet.
+        engine: Its engine.
+        job: What was submitted, see `LocalDockerOrchestrator.submit_dynamic_pipeline`.
+
+    Raises:
+        StepFailedError: The pipeline failed.
+        RunInterruptedError: The run was stopped.
+        RunOwnedError: Another process drives the run; nothing was changed.
+    """
+    session = DynamicSession(run, engine, job)
+    publisher = DynamicRunPublisher(UUID(job["pipeline_run_id"]), UUID(job["component_id"]), session.step_run_of)
+    Driver(run, publisher, [LEADER], job["run_directory"], session).drive()
+
+
+class DynamicSession:
+    """What a dynamic run has asked for and what became of it.
+
+    Args:
+        run: The run.
+        engine: Its engine.
+        job: What was submitted.
+    """
+
+    def __init__(self, run: DockerRun, engine: DockerEngine, job: Mapping[str, Any]) -> None:
+        """Reads the snapshot, while nothing of the run can have changed it."""
+        from zenml.stack import Stack
+
+        dynamic = job["dynamic"]
+        self._run = run
+        self._run_id = UUID(job["pipeline_run_id"])
+        self._job = job
+        self._dynamic: Mapping[str, Any] = dynamic
+        self._pins = Pins(engine, dynamic["images"])
+        snapshot_id = UUID(dynamic["snapshot_id"])
+        self._snapshot: PipelineSnapshotResponse = patiently(lambda: Client().zen_store.get_snapshot(snapshot_id))
+        if self._snapshot.stack is None:
+            raise RuntimeError("The stack of the run was deleted.")
+        self._stack: Stack = Stack.from_model(self._snapshot.stack)
+        self._component = cast("LocalDockerOrchestrator", self._stack.orchestrator)
+        known = [self._settings(self._snapshot)]
+        known += [self._settings(step) for step in self._snapshot.step_configurations.values()]
+        self._permits = Permits(known, permitted_images(self._snapshot, known))
+        self._pins.look(self._permits.images)
+        self._submitting = threading.Lock()
+        self._changed = threading.Condition()
+        self._states: dict[UUID, str] = {}
+        # By name in the plan: the step run of its newest attempt, and whether it may have another one.
+        self._newest: dict[str, UUID] = {}
+        self._again: set[str] = set()
+        self._name_of: dict[tuple[UUID, str], str] = {}
+        self._open = ExitStack()
+
+    def __enter__(self) -> DynamicSession:
+        """Opens the control socket, if the engine can reach it.
+
+        Returns:
+            This session.
+        """
+        if secret := self._dynamic["secret"]:
+            server = ControlServer(self._job["run_directory"], secret, self, self._dynamic["user"])
+            self._open.enter_context(server)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the control socket."""
+        self._open.close()
+
+    def handle(self, event: Mapping[str, Any]) -> None:
+        """Takes note of an event of the run.
+
+        Args:
+            event: As `DockerRun.next_events` gives it.
+        """
+        kind, name = event["kind"], event.get("step", "")
+        with self._changed:
+            step_run_id = self._newest.get(name)
+            if step_run_id is None:
+                return
+            if kind == "attempt_started":
+                self._states[step_run_id] = "running"
+            elif kind == "attempt_ended":
+                ended = event["outcome"]["kind"]
+                self._states[step_run_id] = ended if ended in ("completed", "stopped") else "failed"
+            elif kind == "retry_scheduled":
+                self._again.add(name)
+            elif kind == "step_finished":
+                self._again.discard(name)
+                if self._states[step_run_id] not in _FINAL:
+                    # Never started.
+                    self._states[step_run_id] = "failed" if event["status"] == "failed" else "stopped"
+            else:
+                return
+            self._changed.notify_all()
+
+    def step_run_of(self, name: str) -> UUID | None:
+        """The step run of a step's newest attempt.
+
+        Args:
+            name: Name in the plan.
+
+        Returns:
+            Its id; none for the orchestration.
+        """
+        with self._changed:
+            return self._newest.get(name)
+
+    def status(self, step_run_id: UUID, wait_seconds: float) -> str:
+        """Tells where a step run stands.
+
+        Args:
+            step_run_id: Step run.
+            wait_seconds: How long to wait for its end.
+
+        Returns:
+            `provisioning`, `running`, `completed`, `failed` or `stopped`.
+
+        Raises:
+            RefusedError: This run did not submit it.
+        """
+        with self._changed:
+            if step_run_id not in self._states:
+                raise RefusedError(f"step run {step_run_id} is none that this run has submitted.")
+            self._changed.wait_for(lambda: self._states[step_run_id] in _FINAL, timeout=wait_seconds)
+            return self._states[step_run_id]
+
+    def stop(self, step_run_id: UUID) -> str:
+        """Stops a step run, wherever it stands.
+
+        Args:
+            step_run_id: Step run.
+
+        Returns:
+            Where it stood before.
+        """
+        state = self.status(step_run_id, 0)
+        if state not in _FINAL:
+            try:
+                # The step looks there when it gets SIGTERM, and ends as stopped rather than as failed.
+                patiently(lambda: publish_step_run_status_update(step_run_id, ExecutionStatus.STOPPING), 10)
+            except Exception as error:
+                logger.debug("ZenML did not take that a step is being stopped: %s", error)
+            with self._changed:
+                names = [name for name, newest in self._newest.items() if newest == step_run_id]
+            for name in names:
+                self._run.drop_step(name)
+        return state
+
+    def submit(self, step_run_id: UUID, invocation_id: str) -> str:
+        """Runs a step run in a container of its own.
+
+        Args:
+            step_run_id: Step run.
+            invocation_id: The step's name in its run.
+
+        Returns:
+            Where it stands.
+
+        Raises:
+            RefusedError: It is none of this run, it has ended, or it asks for what it may not have.
+        """
+        # One after the other: the same request, repeated, must find the first one done.
+        with self._submitting:
+            with self._changed:
+                if step_run_id in self._states:
+                    return self._states[step_run_id]
+                if len(self._states) >= MAX_STEPS:
+                    raise RefusedError(f"a run may ask for {MAX_STEPS} isolated steps.")
+            row = self._row(step_run_id, invocation_id)
+            name = self._name(row)
+            spec, container = self._described(row, name)
+            self._request(name, row.id, spec, container)
+        return self.status(step_run_id, 0)
+
+    def _request(self, name: str, step_run_id: UUID, spec: dict[str, Any], container: dict[str, Any]) -> None:
+        from step_engine.errors import StepEngineError
+
+        with self._changed:
+            before = self._newest.get(name)
+            if before is not None:
+                ended = self._changed.wait_for(
+                    lambda: name in self._again or self._states[before] in _FINAL, timeout=_STILL_ENDING_SECONDS
+                )
+                if not ended or name not in self._again:
+                    raise RefusedError(f"step {name!a} runs already, or has ended for good.")
+            try:
+                # Under the lock: its first event must find it here.
+                warning = self._run.request_step(spec, container)
+            except StepEngineError as error:
+                raise RefusedError(str(error)) from None
+            self._again.discard(name)
+            self._newest[name] = step_run_id
+            self._states[step_run_id] = "provisioning"
+        if warning:
+            logger.warning(warning)
+
+    def _row(self, step_run_id: UUID, invocation_id: str) -> StepRunResponse:
+        """The record of a step run, if it is one of this run that may start."""
+        try:
+            row = patiently(lambda: Client().get_run_step(step_run_id))
+        except KeyError:
+            raise RefusedError(f"there is no step run {step_run_id}.") from None
+        run_id = row.pipeline_run_id
+        if run_id != self._run_id:
+            run = patiently(lambda: Client().get_pipeline_run(run_id, hydrate=False))
+            if run.root_run_id != self._run_id:
+                raise RefusedError(f"step run {step_run_id} belongs to another run.")
+        if row.name != invocation_id:
+            raise RefusedError(f"step run {step_run_id} is one of another step.")
+        if row.status.is_finished or row.status in (ExecutionStatus.STOPPING, ExecutionStatus.RETRYING):
+            raise RefusedError(f"step run {step_run_id} is {row.status.value} already.")
+        if row.config.step_operator:
+            raise RefusedError(f"step run {step_run_id} belongs to a step operator.")
+        return row
+
+    def _name(self, row: StepRunResponse) -> str:
+        key = (row.pipeline_run_id, row.name)
+        if key not in self._name_of:
+            child = None
+            if row.pipeline_run_id != self._run_id:
+                run_id = row.pipeline_run_id
+                run = patiently(lambda: Client().get_pipeline_run(run_id))
+                child = run.child_key or run.name
+            self._name_of[key] = plan_name(row.name, child, dict.fromkeys(self._name_of.values()))
+        return self._name_of[key]
+
+    def _described(self, row: StepRunResponse, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Step and container: out of the record and what was said before the run began, not out of the request."""
+        from step_engine.errors import DockerError
+
+        try:
+            settings = self._settings(row)
+        except ValueError as error:
+            raise RefusedError(f"the settings of step {row.name!a} are not valid: {type(error).__name__}.") from None
+        image = image_of(self._snapshot, row.config, settings)
+        self._permits.check(row.name, settings, image)
+        snapshot_id = row.snapshot_id or self._snapshot.id
+        from zenml.step_operators.step_operator_entrypoint_configuration import StepOperatorEntrypointConfiguration
+
+        process = get_step_entrypoint_command(
+            invocation_id=row.name,
+            config=row.config,
+            entrypoint_config_class=StepOperatorEntrypointConfiguration,
+            snapshot_id=snapshot_id,
+            step_run_id=str(row.id),
+        )
+        try:
+            container = build_container(
+                row.name,
+                self._snapshot,
+                settings=settings,
+                environment={
+                    **self._dynamic["environment"],
+                    **get_runtime_environment(config=row.config, stack=self._stack),
+                },
+                image=self._pins.pin(image, settings),
+                image_reference=image,
+                run_id=str(self._job["plan"]["run_id"]),
+                local_stores_path=self._dynamic["local_stores_path"],
+                default_user=self._dynamic["default_user"],
+                same_machine=True,
+                process=process,
+            )
+        except (ValueError, DockerError) as error:
+            raise RefusedError(f"step {row.name!a}: {error}") from None
+        return step_spec(name, row.config, settings), container
+
+    def _settings(self, described: Any) -> LocalDockerOrchestratorSettings:
+        return cast("LocalDockerOrchestratorSettings", self._component.get_settings(described))

@@ -1,0 +1,149 @@
+"""Real dynamic pipelines: their orchestration in a container, isolated steps in others."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Project
+
+everywhere = pytest.mark.parametrize("project", ["sqlite", "server"], indirect=True)
+MODULE = "dynamic_scenarios.py"
+
+
+@everywhere
+def test_maps_conditions_retries_commands_and_resources(project: Project) -> None:
+    code, output = project.run("everything", module=MODULE)
+    run = project.ended("everything")
+    assert (code, run.status, run.containers) == (0, "completed", []), output
+    attempts = run.attempts
+    assert attempts["lucky"] == ["retried", "completed"]
+    assert {name: rows for name, rows in attempts.items() if name != "lucky"} == {
+        name: ["completed"] for name in ("numbers", "map:double:0", "map:double:1", "total", "CommandStep")
+    }
+    # The orchestration has the socket; no other container has it, or the variables that lead to it, or the engine's.
+    assert "orchestration sees True 2 False" in output
+    for value in (1, 2):
+        assert re.search(rf"map:double:{value - 1} +\| isolated {value} sees False 0 False within 599998464", output), (
+            output
+        )
+    assert "the command runs" in output
+    # Two isolated steps at the same time and the orchestration, which takes no place of theirs.
+    assert "at most 3 at a time" in output
+    assert "killed by SIGKILL" in output
+    metadata = run.rows["map:double:0"].run_metadata
+    assert metadata["outcome"] == "completed"
+    assert metadata["container_id"]
+    assert (run.log_directory / "lucky.2.log").exists()
+
+
+def test_a_failure_stops_what_runs_when_the_mode_says_so(project: Project) -> None:
+    code, output = project.run("failing", module=MODULE)
+    run = project.ended("failing")
+    assert code != 0
+    assert (run.status, run.containers) == ("failed", []), output
+    assert run.attempts == {"sleeps": ["stopped"], "fails_late": ["failed"]}
+    assert "StepFailedError: Step `fails_late` failed: exit code 1" in output
+    assert "ValueError: on purpose, isolated" in output
+
+
+def test_an_interrupt_stops_the_orchestration_and_its_steps(project: Project, until: Callable[..., None]) -> None:
+    marker = project.scratch / "dynamic-sleeping"
+    marker.unlink(missing_ok=True)
+    process = project.start("interrupted", module=MODULE)
+    until(lambda: marker.exists() or process.poll() is not None, "the isolated step", 120)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    run = project.ended("interrupted")
+    assert process.returncode != 0
+    assert (run.status, run.containers, run.attempts) == ("stopped", [], {"sleeps": ["stopped"]}), output
+    assert "RunInterruptedError: The run was stopped." in output
+
+
+@pytest.mark.parametrize(("project", "how"), [("sqlite", ["--graceful"]), ("server", [])], indirect=["project"])
+def test_a_run_in_the_background_is_refreshed_and_stopped(
+    project: Project, how: list[str], until: Callable[..., None]
+) -> None:
+    marker = project.scratch / "dynamic-sleeping"
+    marker.unlink(missing_ok=True)
+    code, output = project.run("behind", module=MODULE)
+    assert code == 0, output
+    run = project.ended("behind")
+    until(marker.exists, "the isolated step", 120)
+    project.zenml("pipeline", "runs", "refresh", str(run.run.id))
+    assert project.ended("behind").status == "running"
+    project.zenml("pipeline", "runs", "stop", str(run.run.id), *how, "-y")
+    until(lambda: project.ended("behind").status == "stopped", "the run's end")
+    run = project.ended("behind")
+    assert run.attempts == {"sleeps": ["stopped"]}
+    until(lambda: project.ended("behind").containers == [], "the containers' end")
+
+
+def test_an_orchestration_that_is_killed_goes_on_where_it_was(project: Project) -> None:
+    code, output = project.run("restarted", module=MODULE)
+    run = project.ended("restarted")
+    assert (code, run.status, run.containers) == (0, "completed", []), output
+    assert run.attempts["counted"] == ["completed"]
+    assert run.attempts["dies_once"][-1] == "completed"
+    assert (project.scratch / "counted").read_text() == "x", "it ran once"
+    assert "orchestration | -- attempt 2" in output
+
+
+def test_what_was_not_said_before_the_run_is_refused(project: Project) -> None:
+    # A step run of another run.
+    assert project.run("single")[0] == 0
+    code, output = project.run("refused", module=MODULE)
+    run = project.ended("refused")
+    assert code == 0, output
+    answers = dict(re.findall(r"ASKED ([a-z ]+): (.*)", output))
+    assert {what: answer.partition(".")[0] for what, answer in answers.items()} == {
+        "another run": f"Refused: step run {_first(project)} belongs to another run",
+        "another secret": "Refused: the secret is not the run's",
+        "an image": "Refused: a request has no field 'image'",
+        "a mount": "Refused: a request has no field 'volumes'",
+        "no step": answers["no step"].partition(".")[0],
+        "another version": "Refused: the protocol must be version 1",
+        "a stop": f"Refused: step run {_first(project)} is none that this run has submitted",
+        "too much": "Refused: a request must be one line of JSON of at most 1024 bytes",
+    }, output
+    assert answers["no step"].startswith("Refused: there is no step run ")
+    tried = dict(re.findall(r"TRIED ([a-z]+): (.*)", output))
+    for what, field in {
+        "mount": "`volumes` that was not said",
+        "privileges": "`run_args.privileged` that was not said",
+        "user": "`user` that was not said",
+        "network": "`network` that was not said",
+        "image": "an image that is not the run's",
+        "argument": "an image that is not the run's",
+        "memory": "asks for 900000.0 GB of memory and the host has",
+    }.items():
+        assert field in tried[what], output
+    assert not (project.scratch / "reached").exists()
+    logged = (run.log_directory / "refused.log").read_text()
+    for reason in ("belongs to another run", "not the run's", "no field 'volumes'", "`run_args.privileged`"):
+        assert reason in logged, logged
+        assert reason in output.replace("ASKED", ""), output
+    assert (run.log_directory / "refused.log").stat().st_mode & 0o777 == 0o600
+    assert run.containers == []
+
+
+def _first(project: Project) -> str:
+    from zenml.models import StepRunFilter
+
+    oldest = StepRunFilter(project="default", sort_by="asc:created", size=1)
+    return str(project.records.store.list_run_steps(oldest).items[0].id)
+
+
+def test_isolated_steps_on_an_engine_elsewhere_are_refused(project: Project, tcp_engine: str) -> None:
+    code, output = project.run("remote", module=MODULE, DOCKER_HOST=tcp_engine)
+    run = project.ended("remote")
+    assert code != 0
+    assert run.attempts["total"] == ["completed"], output
+    assert run.attempts["reaches"] == ["failed"]
+    assert "Isolated steps need the control socket of the run" in output
+    assert (run.status, run.containers) == ("failed", [])
