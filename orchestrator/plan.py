@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zenml.config.resource_settings import ByteUnit
 from zenml.entrypoints.step_entrypoint_configuration import StepEntrypointConfiguration
@@ -29,11 +29,24 @@ WORKER_ENTRYPOINT = ["python", "-m", "orchestrator.container.worker"]
 """Runs a warm worker in a step container."""
 
 
+class TimedSettings(Protocol):
+    """What both orchestrators' settings say of a step's time."""
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        """Longest time of an attempt."""
+
+    @property
+    def stop_grace_seconds(self) -> float:
+        """Time between asking a container to stop and killing it."""
+        ...
+
+
 def build_plan(
     snapshot: PipelineSnapshotResponse,
     run_id: str,
     max_parallelism: int | None,
-    step_settings: Mapping[str, LocalDockerOrchestratorSettings],
+    step_settings: Mapping[str, TimedSettings],
     expected_seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Builds the plan of a static pipeline.
