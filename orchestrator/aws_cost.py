@@ -40,7 +40,8 @@ def tasks_dollars(tasks: Iterable[Mapping[str, Any]]) -> float | None:
     """
     total = 0.0
     for task in tasks:
-        began = task.get("submitted_at_unix_seconds", task.get("started_at_unix_seconds"))
+        submitted, started = task.get("submitted_at_unix_seconds"), task.get("started_at_unix_seconds")
+        began = started if submitted is None else submitted
         ended = task.get("stopped_at_unix_seconds")
         if began is None or ended is None:
             continue

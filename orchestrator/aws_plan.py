@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 from zenml.entrypoints.step_entrypoint_configuration import StepEntrypointConfiguration
 
-from orchestrator import aws_secrets
-from orchestrator.container import run_secret
-from orchestrator.plan import ENV_RUN_ID
+from orchestrator import aws_package, aws_secrets
+from orchestrator.container import begin
+from orchestrator.names import ENV_EXECUTION, ENV_RUN_ID, parse_arn
 
 if TYPE_CHECKING:
     from zenml.models import PipelineSnapshotResponse
@@ -27,32 +27,13 @@ if TYPE_CHECKING:
         StepFunctionsOrchestratorSettings,
     )
 
-ENV_EXECUTION = "ZENML_STEP_ENGINE_EXECUTION"
-"""Tells a task the ARN of its execution."""
-
 DEFAULT_LOG_GROUP = "/zenml/step-engine"
 
 INPUT_SNAPSHOT = "snapshot_id"
 INPUT_SECRET = "secret"  # noqa: S105
 """Fields of the execution's input."""
 
-_ARN = re.compile(
-    r"arn:(?P<partition>aws[a-z-]*):(?P<service>[a-z0-9-]+):(?P<region>[a-z0-9-]*):(?P<account>\d*):(?P<rest>.+)"
-)
 _MARKER = "00000000-0000-0000-0000-000000000000"
-
-
-def parse_arn(text: str) -> dict[str, str] | None:
-    """Takes an ARN apart.
-
-    Args:
-        text: Perhaps an ARN.
-
-    Returns:
-        `partition`, `service`, `region`, `account` and `rest`; none when it is no ARN.
-    """
-    match = _ARN.fullmatch(text)
-    return match.groupdict() if match else None
 
 
 def check_config(config: StepFunctionsOrchestratorConfig) -> list[str]:
@@ -170,14 +151,16 @@ def overlay(
     described: dict[str, Any] = {
         "container_name": config.container_name,
         "image": image,
-        "environment": dict(environment),
+        "environment": {**environment, begin.PACKAGE: aws_package.packed()},
         "secrets": dict(secrets),
         "task_role_arn": settings.task_role,
         "execution_role_arn": config.execution_role,
         "ephemeral_storage_gib": settings.ephemeral_storage,
         # The container's program is in no image: it stands here, and the step's command in the override follows it.
-        "entry_point": ["python", "-c", inspect.getsource(run_secret)],
-        "stop_timeout_seconds": round(settings.stop_grace_seconds),
+        "entry_point": ["python", "-c", inspect.getsource(begin)],
+        "stop_timeout_seconds": (
+            round(settings.stop_grace_seconds) if "stop_grace_seconds" in settings.model_fields_set else None
+        ),
         "log_configuration" if config.log_group else "default_log_configuration": logs,
         "tags": {**settings.tags, "step-engine": "task-definition"},
     }
@@ -324,53 +307,6 @@ def execution_input(snapshot_id: object, secret: str) -> dict[str, str]:
         The input.
     """
     return {INPUT_SNAPSHOT: str(snapshot_id), INPUT_SECRET: secret}
-
-
-def console_url(region: str, execution_arn: str) -> str:
-    """Page of an execution in the AWS console.
-
-    Args:
-        region: Region.
-        execution_arn: The execution.
-
-    Returns:
-        The address.
-    """
-    return (
-        f"https://{_console(region, execution_arn)}/states/home?region={region}#/v2/executions/details/{execution_arn}"
-    )
-
-
-def log_url(region: str, group: str, stream: str, partition: str = "aws") -> str:
-    """Page of a log stream in the AWS console.
-
-    Args:
-        region: Region.
-        group: Log group.
-        stream: Log stream.
-        partition: Partition of the account.
-
-    Returns:
-        The address.
-    """
-    # The console's own way of quoting: percent signs become `$25`.
-    quoted = [
-        part.replace("$", "$2524").replace("/", "$252F").replace("[", "$255B").replace("]", "$255D")
-        for part in (group, stream)
-    ]
-    host = _console(region, f"arn:{partition}:logs:{region}:0:x")
-    return (
-        f"https://{host}/cloudwatch/home?region={region}#logsV2:log-groups/log-group/{quoted[0]}/log-events/{quoted[1]}"
-    )
-
-
-def _console(region: str, arn: str) -> str:
-    partition = (parse_arn(arn) or {}).get("partition", "aws")
-    if partition == "aws-cn":
-        return "console.amazonaws.cn"
-    if partition == "aws-us-gov":
-        return "console.amazonaws-us-gov.com"
-    return f"{region}.console.aws.amazon.com"
 
 
 def task_size(resources: Mapping[str, Any], fargate: Mapping[str, Any] | None) -> dict[str, int] | None:

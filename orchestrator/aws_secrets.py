@@ -14,9 +14,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.container.run_secret import SOURCE
+from orchestrator.container.begin import SECRET
 
-ENV_RUN_SECRET = SOURCE
+ENV_RUN_SECRET = SECRET
 """Tells a task where the run's secret environment is."""
 
 ENV_STORE_TOKEN = "ZENML_STORE_API_TOKEN"  # noqa: S105
@@ -111,7 +111,7 @@ def run_secret_name(prefix: str, run_id: str, schedule: bool = False) -> str:
 
 
 def secret_location(backend: str, name: str, values: Mapping[str, str]) -> str:
-    """Says where a task finds the run's secret environment, see `orchestrator.container.run_secret`.
+    """Says where a task finds the run's secret environment, see `orchestrator.container.begin`.
 
     Args:
         backend: `none`, `secretsmanager` or `ssm`.

@@ -50,7 +50,10 @@ class StepFunctionsOrchestratorSettings(BaseSettings):
         "included. Default: no limit.",
     )
     stop_grace_seconds: NonNegativeFloat = Field(
-        default=30.0, le=120, description="Seconds between asking a container to stop (SIGTERM) and killing it."
+        default=30.0,
+        le=120,
+        description="Seconds between asking a container to stop (SIGTERM) and killing it. Default: the task "
+        "definition's, or 30.",
     )
     environment: dict[str, str] = Field(
         default_factory=dict,

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from zenml.config.resource_settings import ByteUnit
 from zenml.entrypoints.step_entrypoint_configuration import StepEntrypointConfiguration
 
+from orchestrator.names import ENV_RUN_ID
+
 if TYPE_CHECKING:
     from zenml.config.resource_settings import ResourceSettings
     from zenml.config.step_configurations import Step
     from zenml.models import PipelineSnapshotResponse
 
     from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorSettings
-
-ENV_RUN_ID = "ZENML_STEP_ENGINE_RUN_ID"
-"""Tells a step container the orchestrator's run id."""
 
 CONTAINER_PYTHON_PATH = "/opt/step-engine/python"
 """Where step containers find the `orchestrator` package."""

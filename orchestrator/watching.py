@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zenml.logger import get_logger
 from zenml.metadata.metadata_types import Uri
 
-from orchestrator import aws_cost, aws_plan
+from orchestrator import aws_cost, names
 from orchestrator.driving import Desk, failure_reason, raise_unless_completed
 
 if TYPE_CHECKING:
@@ -198,6 +198,6 @@ def task_metadata(task: dict[str, Any], log: tuple[str, str] | None, region: str
         "stopped_reason": task.get("stopped_reason"),
     }
     if log:
-        partition = (aws_plan.parse_arn(arn or "") or {}).get("partition", "aws")
-        metadata["log_url"] = Uri(aws_plan.log_url(region, *log, partition=partition))
+        partition = (names.parse_arn(arn or "") or {}).get("partition", "aws")
+        metadata["log_url"] = Uri(names.log_url(region, *log, partition=partition))
     return {name: value for name, value in metadata.items() if value is not None}

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator import aws_cost, aws_plan, aws_schedule, aws_secrets
-from orchestrator.container import run_secret
+from orchestrator import aws_cost, aws_package, aws_plan, aws_schedule, aws_secrets, names
+from orchestrator.container import begin
 from orchestrator.my_aws_orchestrator_flavor import (
     CapacityProvider,
     StepFunctionsOrchestratorConfig,
@@ -57,7 +57,7 @@ def test_step_containers_need_neither_the_native_module_nor_boto3() -> None:
         "import sys; sys.modules['step_engine'] = sys.modules['boto3'] = sys.modules['botocore'] = None\n"
         "import orchestrator.my_aws_orchestrator_flavor as flavor\n"
         "flavor.StepFunctionsOrchestratorFlavor().implementation_class\n"
-        "import orchestrator.container.task, orchestrator.container.run_secret\n"
+        "import orchestrator.container.task, orchestrator.container.begin\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -146,7 +146,7 @@ def run_program(
     tmp_path: Path, location: str, boto3: str | None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs the program as a task does: its text after `python -c`, in a folder with a boto3 of the test's."""
-    source = Path(run_secret.__file__).read_text()
+    source = Path(begin.__file__).read_text()
     if boto3 is not None:
         (tmp_path / "boto3.py").write_text(textwrap.dedent(boto3))
         (tmp_path / "botocore").mkdir()
@@ -209,7 +209,7 @@ def test_the_tasks_program_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_the_program_fits_into_a_task_definition() -> None:
-    assert len(Path(run_secret.__file__).read_text()) < 4096
+    assert len(Path(begin.__file__).read_text()) < 4096
 
 
 def overlay(**changes: Any) -> dict[str, Any]:
@@ -228,7 +228,7 @@ def overlay(**changes: Any) -> dict[str, Any]:
 def test_an_overlay_says_only_what_differs_from_the_template() -> None:
     plain = overlay()
     assert plain["image"] == "registry/image@sha256:1"
-    assert plain["environment"] == {"A": "1"}
+    assert plain["environment"] == {"A": "1", "ZENML_STEP_ENGINE_PACKAGE": aws_package.packed()}
     assert plain["secrets"] == {"DSN": "arn:secret"}
     assert plain["entry_point"][:2] == ["python", "-c"]
     assert plain["execution_role_arn"] == CONFIG["execution_role"]
@@ -337,12 +337,12 @@ def test_durations_do_not_make_another_machine_each_time() -> None:
 
 def test_pages_of_the_console() -> None:
     arn = "arn:aws:states:eu-central-1:123456789012:execution:m:r"
-    assert aws_plan.console_url("eu-central-1", arn) == (
+    assert names.console_url("eu-central-1", arn) == (
         f"https://eu-central-1.console.aws.amazon.com/states/home?region=eu-central-1#/v2/executions/details/{arn}"
     )
     china = "arn:aws-cn:states:cn-north-1:123456789012:execution:m:r"
-    assert "//console.amazonaws.cn/" in aws_plan.console_url("cn-north-1", china)
-    assert aws_plan.log_url("r", "/a", "s/c/1").endswith("log-group/$252Fa/log-events/s$252Fc$252F1")
+    assert "//console.amazonaws.cn/" in names.console_url("cn-north-1", china)
+    assert names.log_url("r", "/a", "s/c/1").endswith("log-group/$252Fa/log-events/s$252Fc$252F1")
 
 
 @pytest.mark.parametrize(
