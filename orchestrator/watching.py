@@ -111,7 +111,13 @@ class Watcher:
         if self._renewal is None or self._renewal.is_set():
             self._next_renewal = time.monotonic() + RENEW_PAUSE_SECONDS
             # In a thread of its own: ZenML's server may take its time.
-            self._renewal = self._desk.do(self._renew)
+            self._renewal = self._desk.do(self._renew_credentials)
+
+    def _renew_credentials(self) -> None:
+        try:
+            self._renew()
+        except Exception as error:
+            logger.warning("The AWS credentials could not be renewed, trying again: %s", error)
 
     def _handle(self, event: dict[str, Any]) -> None:
         kind = event["kind"]

@@ -64,8 +64,11 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def zenml_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A ZenML server with passwords in a process of its own; tasks share this host's network."""
+def zenml_server(tmp_path_factory: pytest.TempPathFactory, bench_server: Bench) -> Iterator[Server]:
+    """A ZenML server with passwords in a process of its own; tasks share this host's network.
+
+    It makes the credentials of service connectors, so it must find the bench; it has none of its own.
+    """
     folder = tmp_path_factory.mktemp("server")
     os.environ["ZENML_CONFIG_PATH"] = str(folder / "test")
     with socket.socket() as free:
@@ -74,6 +77,7 @@ def zenml_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     password = secrets.token_urlsafe()
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("AWS_")},
+        "AWS_ENDPOINT_URL": bench_server.endpoint,
         "ZENML_CONFIG_PATH": str(folder / "config"),
         "ZENML_LOCAL_STORES_PATH": str(folder / "stores"),
         "ZENML_SERVER": "true",

@@ -449,3 +449,58 @@ def test_the_endpoint_of_a_task_that_is_none_is_not_asked(monkeypatch: pytest.Mo
     assert task.describe() == {}
     monkeypatch.setitem(os.environ, task.ENDPOINT, "file:///etc/passwd")
     assert task.describe() == {}
+
+
+def test_what_travels_in_the_task_definition_is_all_that_a_task_imports(tmp_path: Path) -> None:
+    """Unpacked by the program itself, into a Python that has ZenML but neither our wheel nor boto3."""
+    code = (
+        "import sys\n"
+        "sys.modules['step_engine'] = sys.modules['boto3'] = sys.modules['botocore'] = None\n"
+        "import orchestrator\n"
+        "assert 'step-engine-' in orchestrator.__file__, orchestrator.__file__\n"
+        "from zenml.stack.flavor import validate_flavor_source\n"
+        "from zenml.enums import StackComponentType\n"
+        "name = 'orchestrator.my_aws_orchestrator_flavor.StepFunctionsOrchestratorFlavor'\n"
+        "_, flavor = validate_flavor_source(name, StackComponentType.ORCHESTRATOR)\n"
+        f"config = flavor.config_class(**{CONFIG!r})\n"
+        "from datetime import datetime\n"
+        "from uuid import uuid4\n"
+        "made = flavor.implementation_class(name='o', id=uuid4(), config=config, flavor='aws_step_functions',\n"
+        "    type=StackComponentType.ORCHESTRATOR, user=None, created=datetime.now(), updated=datetime.now())\n"
+        "assert made.get_orchestrator_run_id() == 'run'\n"
+        "assert made.config.handles_step_retries\n"
+        "assert made.get_pipeline_run_metadata(uuid4())['execution_arn'].endswith(':run')\n"
+        "assert 'peak_memory_bytes' in made.get_step_run_metadata(None)\n"
+    )
+    (tmp_path / "step.py").write_text(code)
+    site = [path for path in sys.path if path.endswith("site-packages")]
+    # -S keeps out what is installed in development mode; the packages of the environment come back by their folder.
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", Path(begin.__file__).read_text(), sys.executable, "-S", "step.py"],
+        env={
+            "PATH": os.environ["PATH"],
+            "ZENML_STEP_ENGINE_PACKAGE": aws_package.packed(),
+            "ZENML_STEP_ENGINE_RUN_ID": "run",
+            "ZENML_STEP_ENGINE_EXECUTION": "arn:aws:states:eu-central-1:123456789012:execution:m:run",
+            "PYTHONPATH": str(without_ours(site[0], tmp_path)),
+            "ZENML_CONFIG_PATH": str(tmp_path / "config"),
+            "ZENML_ANALYTICS_OPT_IN": "false",
+            "HOME": str(tmp_path),
+            "TMPDIR": str(tmp_path),
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(aws_package.packed()) < 16 * 1024
+
+
+def without_ours(site: str, tmp_path: Path) -> Path:
+    """The environment's packages except `orchestrator`."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    for path in Path(site).iterdir():
+        if path.name not in ("orchestrator", "step_engine"):
+            (folder / path.name).symlink_to(path)
+    return folder
