@@ -40,16 +40,15 @@ class Bench:
         self.process, self.endpoint, self.registry = process, endpoint, registry
 
     @classmethod
-    def start(cls, registry: str = "", *options: str) -> Bench:
+    def start(cls, *options: str) -> Bench:
         """Starts a server of its own; it ends with this process, however that ends.
 
         Args:
-            registry: host:port that stands in for ECR.
-            *options: More options of `python -m aws_bench`.
+            *options: Options of `python -m aws_bench`.
         """
-        subprocess.run([str(ROOT / "scripts/aws-bench-venv")], check=True)
+        subprocess.run([str(ROOT / "scripts/aws-bench-setup")], check=True)
         python = ROOT / os.environ.get("AWS_BENCH_VENV", ".venv-aws") / "bin/python"
-        given = ["--follow-stdin", "--idle-seconds", "0", "--registry", registry, *options]
+        given = ["--follow-stdin", "--idle-seconds", "0", *options]
         # What the caller has of AWS must not reach the bench's own clients.
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "PYTHON"))}
         process = subprocess.Popen(
@@ -65,7 +64,7 @@ class Bench:
         if not line.startswith("ready "):
             process.kill()
             raise RuntimeError(f"The AWS bench did not start: {line!r}")
-        return cls(process, line.split()[1], registry)
+        return cls(process, *line.split()[1:])
 
     def stop(self) -> None:
         """Ends the server, which removes its containers."""
