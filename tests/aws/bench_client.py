@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -167,6 +168,14 @@ class Bench:
         """Ends a task as AWS itself would."""
         self._call("POST", "stop-task", {"task": task_arn, "code": code, "reason": reason})
 
+    def fire(self, schedule: str, group: str = "default") -> str:
+        """Lets a schedule do what it does when its time has come.
+
+        Returns:
+            ARN of the execution that it started.
+        """
+        return self._call("POST", "fire", {"name": schedule, "group": group, "region": REGION})["executionArn"]
+
     def reset(self) -> None:
         """Forgets faults and counts, enforces nothing; what was created stays."""
         self.clear_faults()
@@ -228,8 +237,11 @@ class Bench:
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         request = urllib.request.Request(f"{self.endpoint}/bench/{path}", method=method)
         request.data = json.dumps(body).encode() if body is not None else None
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"the bench answers {error.code}: {error.read().decode()[:500]}") from error
 
 
 def policy(statements: list[dict[str, Any]]) -> str:

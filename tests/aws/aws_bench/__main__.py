@@ -33,11 +33,11 @@ def main() -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    import aws_bench.patched
-    from aws_bench import server
+    from aws_bench import patched, server
     from aws_bench.calls import REGISTER
     from aws_bench.tasks import remove_all
 
+    patched.execute()
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
