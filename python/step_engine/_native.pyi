@@ -212,7 +212,7 @@ class AwsSession:
             identity, container, instance.
 
     Raises:
-        AwsError: No region is known, or the profile does not exist (`operation` is `configure`).
+        AwsError: No region is known, or the credentials are incomplete (`operation` is `configure`).
     """
 
     def __new__(
@@ -231,6 +231,10 @@ class AwsSession:
         """Time until the credentials that were given end, negative afterwards; none when they do not or when the
         default chain renews its own."""
 
+    @property
+    def calls(self) -> dict[str, int]:
+        """How often each operation was called; tries that the SDK repeats by itself count once."""
+
     def set_credentials(self, credentials: dict[str, Any]) -> None:
         """Takes new credentials for every call from now on, those of a watch that goes on included.
 
@@ -238,7 +242,7 @@ class AwsSession:
             credentials: As at construction.
 
         Raises:
-            StepEngineError: The session was made without credentials, or these are incomplete.
+            AwsError: The session was made without credentials, or these are incomplete.
         """
 
     def identity(self) -> dict[str, str]:
@@ -298,7 +302,7 @@ class AwsSession:
         tags: dict[str, str] | None = None,
         log_group_arn: str | None = None,
         publish: bool = False,
-        role_wait_seconds: float = 60.0,
+        role_wait_seconds: float = 20.0,
     ) -> dict[str, Any]:
         """Creates the state machines of a compilation, unless they exist.
 
@@ -482,7 +486,7 @@ class AwsSession:
         """
 
     def run_task(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Starts a single task outside any execution. Give a `clientToken`, so that a lost answer starts nothing twice.
+        """Starts a single task outside any execution, once: a lost answer starts nothing twice.
 
         Args:
             request: A request of ECS `RunTask` in the API's spelling.

@@ -65,13 +65,8 @@ impl ProvideCredentials for Pushed {
     {
         let keys = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
         let expiry = keys.expiry();
-        let credentials: provider::Result = Ok(Credentials::new(
-            keys.access_key_id,
-            keys.secret_access_key,
-            keys.session_token,
-            expiry,
-            "step-engine",
-        ));
+        let credentials: provider::Result =
+            Ok(Credentials::new(keys.access_key_id, keys.secret_access_key, keys.session_token, expiry, "step-engine"));
         future::ProvideCredentials::ready(credentials)
     }
 }

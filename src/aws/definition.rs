@@ -148,7 +148,11 @@ pub fn derive(described: &Value, overlay: &Overlay) -> Result<Derived, PlanError
 /// Where a container of a described definition logs to in CloudWatch.
 pub(super) fn log_place_of(definition: &Value, container: &str) -> Option<LogPlace> {
     let containers = definition["containerDefinitions"].as_array()?;
-    containers.iter().filter_map(Value::as_object).find(|each| text(each, "name") == Some(container)).and_then(log_place)
+    containers
+        .iter()
+        .filter_map(Value::as_object)
+        .find(|each| text(each, "name") == Some(container))
+        .and_then(log_place)
 }
 
 fn wrong(field: &str, message: String) -> PlanError {
@@ -171,10 +175,14 @@ fn choose(containers: &[Value], wanted: Option<&str>) -> Result<usize, PlanError
     let essential: Vec<&Value> = containers.iter().filter(|container| is_essential(container)).collect();
     match essential.as_slice() {
         [_] => Ok(containers.iter().position(is_essential).unwrap_or_default()),
-        [] => Err(wrong("container_name", "the template has no essential container; name the one that runs steps".into())),
+        [] => {
+            Err(wrong("container_name", "the template has no essential container; name the one that runs steps".into()))
+        }
         several => {
-            let message =
-                format!("the template has several essential containers ({}); name the one that runs steps", names(several));
+            let message = format!(
+                "the template has several essential containers ({}); name the one that runs steps",
+                names(several)
+            );
             Err(wrong("container_name", message))
         }
     }
@@ -345,8 +353,13 @@ mod tests {
         tagged.tags.insert("run".into(), "4".into());
         assert_eq!(derive(&reordered, &tagged).unwrap().family, first.family);
         for change in [
-            json!({"image": "b"}), json!({"cpu": 512}), json!({"environment": {"A": "1"}}), json!({"task_role_arn": "r"}),
-            json!({"secrets": {"S": "arn"}}), json!({"ephemeral_storage_gib": 30}), json!({"stop_timeout_seconds": 3}),
+            json!({"image": "b"}),
+            json!({"cpu": 512}),
+            json!({"environment": {"A": "1"}}),
+            json!({"task_role_arn": "r"}),
+            json!({"secrets": {"S": "arn"}}),
+            json!({"ephemeral_storage_gib": 30}),
+            json!({"stop_timeout_seconds": 3}),
         ] {
             let changed: Overlay = serde_json::from_value(change.clone()).unwrap();
             let plain = derive(&template(), &Overlay::default()).unwrap();
@@ -372,7 +385,8 @@ mod tests {
 
     #[test]
     fn a_default_log_configuration_only_fills_a_gap() {
-        let default = json!({"logDriver": "awslogs", "options": {"awslogs-group": "/new", "awslogs-stream-prefix": "p"}});
+        let default =
+            json!({"logDriver": "awslogs", "options": {"awslogs-group": "/new", "awslogs-stream-prefix": "p"}});
         let overlay = Overlay { default_log_configuration: Some(default.clone()), ..Overlay::default() };
         assert_eq!(derive(&template(), &overlay).unwrap().log.unwrap().group, "/ecs/zenml");
         let mut bare = template();

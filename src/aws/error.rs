@@ -158,7 +158,8 @@ mod tests {
 
     #[test]
     fn a_sentence_names_operation_subject_and_reason() {
-        let denied = AwsError::new("RunTask", "cluster `c`", "AccessDeniedException", "User x may not ecs:RunTask on y");
+        let denied =
+            AwsError::new("RunTask", "cluster `c`", "AccessDeniedException", "User x may not ecs:RunTask on y");
         assert_eq!(
             denied.to_string(),
             "AWS RunTask for cluster `c` failed (AccessDeniedException): User x may not ecs:RunTask on y. \

@@ -108,7 +108,9 @@ impl Session {
             };
             let ours = described.tags.unwrap_or_default().iter().any(|tag| tag.key.as_deref() == Some(TEMPLATE_TAG));
             let definition = described.task_definition.filter(|_| ours);
-            if let Some((arn, at)) = definition.and_then(|found| Some((found.task_definition_arn?, found.registered_at?))) {
+            if let Some((arn, at)) =
+                definition.and_then(|found| Some((found.task_definition_arn?, found.registered_at?)))
+            {
                 candidates.push(Candidate { arn, created_at: at.as_secs_f64() });
             }
         }

@@ -129,9 +129,9 @@ impl Event {
             "ExecutionFailed" => over("FAILED", "executionFailed"),
             "ExecutionTimedOut" => over("TIMED_OUT", "executionTimedOut"),
             "ExecutionAborted" => over("ABORTED", "executionAborted"),
-            entered if entered.ends_with("StateEntered") => Kind::Entered {
-                state: details("stateEntered")["name"].as_str().unwrap_or_default().to_owned(),
-            },
+            entered if entered.ends_with("StateEntered") => {
+                Kind::Entered { state: details("stateEntered")["name"].as_str().unwrap_or_default().to_owned() }
+            }
             exited if exited.ends_with("StateExited") => Kind::Exited,
             _ => Kind::Other,
         };
@@ -519,14 +519,7 @@ impl Tracker {
         self.finish(step, StepStatus::Stopped, changes);
     }
 
-    fn close(
-        &mut self,
-        execution: &str,
-        status: &'static str,
-        cause: &str,
-        at: f64,
-        changes: &mut Vec<Change>,
-    ) {
+    fn close(&mut self, execution: &str, status: &'static str, cause: &str, at: f64, changes: &mut Vec<Change>) {
         let mut steps: Vec<usize> = Vec::new();
         if let Some(chain) = self.chains.get_mut(execution) {
             chain.over = true;

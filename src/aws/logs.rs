@@ -179,7 +179,8 @@ impl Session {
                 Err(error) => return Err(error),
             };
             let next = if from_head { page.next_forward_token } else { page.next_backward_token };
-            let lines: Vec<String> = page.events.unwrap_or_default().into_iter().filter_map(|event| event.message).collect();
+            let lines: Vec<String> =
+                page.events.unwrap_or_default().into_iter().filter_map(|event| event.message).collect();
             let at_the_end = next.is_none() || next == token;
             missing = missing.saturating_sub(lines.len());
             pages.push(lines);

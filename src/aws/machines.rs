@@ -100,8 +100,10 @@ impl Session {
                 Some(found) if !found.deleting => {
                     if found.role_arn != options.role_arn {
                         deployed.calls += 1;
-                        let update = self.sfn().update_state_machine().state_machine_arn(&arn).role_arn(&options.role_arn);
-                        self.with_new_role("UpdateStateMachine", &machine.name, options, || update.clone().send()).await?;
+                        let update =
+                            self.sfn().update_state_machine().state_machine_arn(&arn).role_arn(&options.role_arn);
+                        self.with_new_role("UpdateStateMachine", &machine.name, options, || update.clone().send())
+                            .await?;
                     }
                 }
                 _ => {

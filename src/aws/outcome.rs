@@ -96,7 +96,8 @@ impl TaskInfo {
     /// How a task ended that is over; `succeeded` is what Step Functions makes of it.
     pub(super) fn judge(&self, task: &Value, succeeded: bool) -> Outcome {
         let containers = get(task, "containers").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-        let reason_of = |container: &Value| get(container, "reason").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let reason_of =
+            |container: &Value| get(container, "reason").and_then(Value::as_str).unwrap_or_default().to_owned();
         let own_reason = self.own(containers).map(reason_of).unwrap_or_default();
         let stopped_reason = self.stopped_reason.clone().unwrap_or_default();
         let stop_code = self.stop_code.as_deref().unwrap_or_default();
@@ -107,7 +108,8 @@ impl TaskInfo {
             return Outcome::OutOfMemory;
         }
         let never_began = |text: &str| NEVER_BEGAN.iter().any(|start| text.contains(start));
-        if stop_code == "TaskFailedToStart" || (self.exit_code.is_none() && (never_began(&stopped_reason) || never_began(&own_reason)))
+        if stop_code == "TaskFailedToStart"
+            || (self.exit_code.is_none() && (never_began(&stopped_reason) || never_began(&own_reason)))
         {
             return Outcome::LaunchFailed { reason: first_of([stopped_reason, own_reason], "the task did not start") };
         }
@@ -124,9 +126,9 @@ impl TaskInfo {
         match self.exit_code {
             Some(code) if code != 0 => Outcome::Exited { code },
             Some(_) => {
-                let failed = containers.iter().find(|container| {
-                    get(container, "exitCode").and_then(Value::as_i64).is_some_and(|code| code != 0)
-                });
+                let failed = containers
+                    .iter()
+                    .find(|container| get(container, "exitCode").and_then(Value::as_i64).is_some_and(|code| code != 0));
                 let name = failed.and_then(|container| get(container, "name")).and_then(Value::as_str);
                 let reason = match name {
                     Some(name) => format!("the step ended well, but container `{name}` of its task failed"),
@@ -134,7 +136,9 @@ impl TaskInfo {
                 };
                 Outcome::Lost { reason }
             }
-            None => Outcome::Lost { reason: first_of([own_reason, stopped_reason], "ECS does not say why the task ended") },
+            None => {
+                Outcome::Lost { reason: first_of([own_reason, stopped_reason], "ECS does not say why the task ended") }
+            }
         }
     }
 

@@ -179,7 +179,11 @@ fn parts(schedule: &Schedule) -> Result<(Target, FlexibleTimeWindow), BuildError
         .role_arn(&schedule.role_arn)
         .input(schedule.input.to_string())
         .build()?;
-    let mode = if schedule.flexible_minutes.is_some() { FlexibleTimeWindowMode::Flexible } else { FlexibleTimeWindowMode::Off };
+    let mode = if schedule.flexible_minutes.is_some() {
+        FlexibleTimeWindowMode::Flexible
+    } else {
+        FlexibleTimeWindowMode::Off
+    };
     let window = FlexibleTimeWindow::builder()
         .mode(mode)
         .set_maximum_window_in_minutes(schedule.flexible_minutes.map(i32::from))

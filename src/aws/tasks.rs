@@ -165,7 +165,8 @@ impl Session {
     /// [`AwsError`]: it may not be stopped.
     pub async fn stop_task(&self, cluster: &str, task: &str, reason: &str) -> Result<(), AwsError> {
         let reason: String = reason.chars().take(255).collect();
-        let builder = self.ecs().stop_task().cluster(cluster).task(task).set_reason((!reason.is_empty()).then_some(reason));
+        let builder =
+            self.ecs().stop_task().cluster(cluster).task(task).set_reason((!reason.is_empty()).then_some(reason));
         self.call("StopTask", task, || builder.clone().send()).await.map(drop)
     }
 }

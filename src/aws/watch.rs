@@ -15,9 +15,7 @@ use super::history::{Change, Kind, Tracker};
 use super::logs::{Follow, Told, follow};
 use super::outcome::TaskInfo;
 use super::session::Session;
-use crate::event::{
-    AttemptDetails, Failure, Outcome, RunEvent, RunStatus, RunSummary, StepStatus, TaskDetails,
-};
+use crate::event::{AttemptDetails, Failure, Outcome, RunEvent, RunStatus, RunSummary, StepStatus, TaskDetails};
 use crate::plan::Plan;
 use crate::runner::{Notice, NoticeSender};
 
@@ -43,23 +41,18 @@ pub struct Watch {
     pub logs: bool,
 }
 
-/// Watches until the execution is over and every log is complete, or until `cancelled` becomes true.
+/// Watches until the execution is over and every log is complete, or until `cancelled` becomes true. The line is closed by the caller.
 ///
 /// # Errors
 /// [`AwsError`]: the execution does not exist, may not be read, or nobody answered for half an hour. It goes on.
-pub async fn watch(
-    watch: Watch,
-    mut cancelled: signal::Receiver<bool>,
-    notices: NoticeSender,
-) -> Result<(), AwsError> {
-    let mut watcher = Watcher::new(watch, notices.clone());
+pub async fn watch(watch: Watch, mut cancelled: signal::Receiver<bool>, notices: NoticeSender) -> Result<(), AwsError> {
+    let mut watcher = Watcher::new(watch, notices);
     let done = tokio::select! {
         done = watcher.run() => done,
         _ = cancelled.wait_for(|cancelled| *cancelled) => Ok(()),
     };
     // Ends whoever follows a log, so that nothing comes after the end.
     watcher.followers.shutdown().await;
-    notices.close();
     done
 }
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -40,16 +41,15 @@ class Bench:
         self.process, self.endpoint, self.registry = process, endpoint, registry
 
     @classmethod
-    def start(cls, registry: str = "", *options: str) -> Bench:
+    def start(cls, *options: str) -> Bench:
         """Starts a server of its own; it ends with this process, however that ends.
 
         Args:
-            registry: host:port that stands in for ECR.
-            *options: More options of `python -m aws_bench`.
+            *options: Options of `python -m aws_bench`.
         """
-        subprocess.run([str(ROOT / "scripts/aws-bench-venv")], check=True)
+        subprocess.run([str(ROOT / "scripts/aws-bench-setup")], check=True)
         python = ROOT / os.environ.get("AWS_BENCH_VENV", ".venv-aws") / "bin/python"
-        given = ["--follow-stdin", "--idle-seconds", "0", "--registry", registry, *options]
+        given = ["--follow-stdin", "--idle-seconds", "0", *options]
         # What the caller has of AWS must not reach the bench's own clients.
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "PYTHON"))}
         process = subprocess.Popen(
@@ -65,7 +65,7 @@ class Bench:
         if not line.startswith("ready "):
             process.kill()
             raise RuntimeError(f"The AWS bench did not start: {line!r}")
-        return cls(process, line.split()[1], registry)
+        return cls(process, *line.split()[1:])
 
     def stop(self) -> None:
         """Ends the server, which removes its containers."""
@@ -168,6 +168,14 @@ class Bench:
         """Ends a task as AWS itself would."""
         self._call("POST", "stop-task", {"task": task_arn, "code": code, "reason": reason})
 
+    def fire(self, schedule: str, group: str = "default") -> str:
+        """Lets a schedule do what it does when its time has come.
+
+        Returns:
+            ARN of the execution that it started.
+        """
+        return self._call("POST", "fire", {"name": schedule, "group": group, "region": REGION})["executionArn"]
+
     def reset(self) -> None:
         """Forgets faults and counts, enforces nothing; what was created stays."""
         self.clear_faults()
@@ -229,8 +237,11 @@ class Bench:
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         request = urllib.request.Request(f"{self.endpoint}/bench/{path}", method=method)
         request.data = json.dumps(body).encode() if body is not None else None
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"the bench answers {error.code}: {error.read().decode()[:500]}") from error
 
 
 def policy(statements: list[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Fixtures: the bench, a registry that stands in for ECR, and what the tutorial asks to be there first."""
+"""Fixtures: the bench with a registry that stands in for ECR, and what the tutorial asks to be there first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-import registry
 from bench_client import ACCOUNT, Bench
 
 IMAGE = f"zenmldocker/zenml:0.98.0-py{sys.version_info[0]}.{sys.version_info[1]}"
@@ -34,18 +33,17 @@ class Prerequisites:
 
 
 @pytest.fixture(scope="session")
-def ecr_registry() -> Iterator[str]:
-    """host:port of a registry; `<account>.dkr.ecr.<region>.amazonaws.com` in an ECS image means it, too."""
-    with registry.running() as address:
-        yield address
+def bench_server() -> Iterator[Bench]:
+    """One bench for the whole session."""
+    bench = Bench.start()
+    yield bench
+    bench.stop()
 
 
 @pytest.fixture(scope="session")
-def bench_server(ecr_registry: str) -> Iterator[Bench]:
-    """One bench for the whole session."""
-    bench = Bench.start(ecr_registry)
-    yield bench
-    bench.stop()
+def ecr_registry(bench_server: Bench) -> str:
+    """host:port of a registry; `<account>.dkr.ecr.<region>.amazonaws.com` in an ECS image means it, too."""
+    return bench_server.registry
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ import json
 from typing import Any
 from xml.sax.saxutils import escape
 
-from aws_bench import dump, ecs_api, evaluator, policies, requirements, wire
+from botocore.exceptions import ClientError
+
+from aws_bench import dump, ecs_api, evaluator, policies, requirements, scheduling, wire
 from aws_bench.calls import REGISTER
 from aws_bench.clients import role_credentials
 from aws_bench.settings import SETTINGS
@@ -50,6 +52,11 @@ def answer(environ: dict[str, Any]) -> tuple[int, Any]:
             return 404, {"message": "no such task"}
         task.stop(body["code"], body["reason"])
         return 200, {}
+    if what == "fire":
+        try:
+            return 200, {"executionArn": scheduling.fire(body["name"], body["group"], body["region"])}
+        except (ValueError, ClientError) as error:
+            return 400, {"message": str(error)}
     return 404, {"message": f"no such route: {what}"}
 
 

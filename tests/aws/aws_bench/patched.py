@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from moto.core.config import default_user_config
 
-from aws_bench import definitions, ecs_api, executions, integrations, interpreter, machines, tasks
+from aws_bench import definitions, ecs_api, executions, integrations, interpreter, machines, scheduling, stacks, tasks
 
-__all__ = ["definitions", "ecs_api", "executions", "integrations", "interpreter", "machines", "tasks"]
+__all__ = [
+    "definitions",
+    "ecs_api",
+    "executions",
+    "integrations",
+    "interpreter",
+    "machines",
+    "scheduling",
+    "stacks",
+    "tasks",
+]
 
-# Without it moto answers executions from a script.
-default_user_config["stepfunctions"] = {"execute_state_machine": True}
+
+def execute() -> None:
+    """Lets Step Functions execute; without it moto answers from a script."""
+    default_user_config["stepfunctions"] = {"execute_state_machine": True}

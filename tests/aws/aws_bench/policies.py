@@ -36,8 +36,11 @@ def check(call: wire.Call) -> tuple[int, str, bytes] | None:
     Returns:
         The refusal to answer with; none if the call may go on.
     """
-    if not enforcing or call.access_key == ADMIN_ACCESS_KEY or not call.action or call.name in FREE:
+    if not enforcing or not call.action or call.name in FREE:
         return None
+    if call.access_key == ADMIN_ACCESS_KEY:
+        # The roles that the administrator gives to services are judged all the same.
+        return _check_roles(call)
     caller = principal(call.access_key)
     if caller is None:
         code = "InvalidClientTokenId" if call.service in wire.QUERY_SERVICES else "UnrecognizedClientException"

@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-MISSING = "The package docker-registry is missing: apt-get install docker-registry (it need not run as a service)."
+MISSING = "docker-registry is missing: install it (on Debian: apt-get install docker-registry) or give --registry none."
 
 
 @contextlib.contextmanager
