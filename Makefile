@@ -6,7 +6,7 @@ export ZENML_CONFIG_PATH ?= $(CURDIR)/.zenml
 export ZENML_ANALYTICS_OPT_IN ?= false
 
 .NOTPARALLEL:
-.PHONY: help check setup base-image run test test-rust test-python lint format wheel bench clean
+.PHONY: help check setup base-image run test test-rust test-python test-aws aws-bench lint format wheel bench clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,7 +23,7 @@ base-image: ## The image that pipeline images are built on, from a registry or m
 run: check setup base-image ## Set everything up and run the tutorial's pipeline
 	@scripts/demo
 
-test: check setup base-image test-rust test-python ## Set everything up and run every test
+test: check setup base-image test-rust test-python test-aws ## Set everything up and run every test
 
 test-rust: ## Tests of the Rust core, the Docker ones on the real engine
 	cargo test --locked --no-default-features
@@ -31,6 +31,13 @@ test-rust: ## Tests of the Rust core, the Docker ones on the real engine
 
 test-python: setup base-image ## Tests of the Python side, on a real engine and real pipelines
 	$(VENV)/bin/python -m pytest
+
+test-aws: setup base-image ## Tests against a local AWS: Step Functions that executes, tasks in containers
+	@scripts/aws-bench-setup
+	$(VENV)/bin/python -m pytest tests/aws
+
+aws-bench: base-image ## A local AWS in the foreground; ends by itself when it is not used
+	@scripts/aws-bench
 
 lint: setup ## Formatters and linters, changing nothing
 	cargo fmt --check

@@ -30,6 +30,10 @@ def main() -> int:
     except StepEngineError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt as error:
+        # ZenML says in it how to stop a run that goes on elsewhere.
+        print(error or "Interrupted.", file=sys.stderr)
+        return 130
     if run is None:
         print("The pipeline did not run.", file=sys.stderr)
         return 1

@@ -36,7 +36,7 @@ _WIND_DOWN_SECONDS = 60.0
 """So long the containers of a run may take to go when its client fails."""
 
 
-class _Desk:
+class Desk:
     """Does one thing after the other in a thread of its own.
 
     ZenML's store may be locked or away for minutes; signals and output must not wait for it.
@@ -125,7 +125,7 @@ class Driver:
             RunInterruptedError: The run was stopped.
             RunOwnedError: Another process drives the run; nothing was changed.
         """
-        self._desk = _Desk()
+        self._desk = Desk()
         try:
             with owner_lock(self._run_directory), self._signal_handlers(), self._session or contextlib.nullcontext():
                 self._run.start()
@@ -240,7 +240,7 @@ class Driver:
         """Brings the run to its end in ZenML, after everything that is still to be written."""
         if (summary := self._run.summary) is None:
             return
-        failure = self._reason(summary)
+        failure = failure_reason(summary)
         self._wait(self._desk.do(lambda: self._publisher.finish(summary["status"], failure)))
 
     def _wait(self, done: threading.Event) -> None:
@@ -254,13 +254,6 @@ class Driver:
                     "ZenML's store did not answer: `zenml pipeline runs refresh` puts the run's status right."
                 )
                 return
-
-    @staticmethod
-    def _reason(summary: dict[str, Any]) -> str | None:
-        from step_engine.console import describe_outcome
-
-        failure = summary["first_failure"]
-        return f"Step `{failure['step']}`: {describe_outcome(failure['outcome'])}" if failure else None
 
     @contextlib.contextmanager
     def _signal_handlers(self) -> Iterator[None]:
@@ -285,27 +278,58 @@ class Driver:
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     def _end(self) -> None:
-        from step_engine.console import describe_outcome
-        from step_engine.errors import RunInterruptedError, StepFailedError
-
         summary = self._run.summary
         if summary is None:
             raise RuntimeError("The run ended without a summary.")
-        failure = summary["first_failure"]
         self._console.summary(summary, self._run_directory)
-        if summary["status"] == "failed" and failure:
-            tail = self._tails.get(failure["step"], [])
-            lines = "".join(f"\n    {line}" for line in tail)
-            message = f"Step `{failure['step']}` failed: {describe_outcome(failure['outcome'])}."
-            if tail:
-                message += f" Its last output:{lines}"
-            raise StepFailedError(f"{message}\nLogs: {self._run_directory}", failure["step"], failure["outcome"], tail)
-        if summary["status"] == "stopped":
-            left = summary["left_running"]
-            message = "The run was stopped."
-            if left:
-                message += f" Containers of these steps may still run: {', '.join(left)}."
-            raise RunInterruptedError(message, self._stopped, left)
+        raise_unless_completed(summary, self._tails, self._stopped, self._run_directory)
+
+
+def failure_reason(summary: dict[str, Any]) -> str | None:
+    """Says in a line why a run failed.
+
+    Args:
+        summary: The run's summary.
+
+    Returns:
+        The first failure; none when no step failed.
+    """
+    from step_engine.console import describe_outcome
+
+    failure = summary["first_failure"]
+    return f"Step `{failure['step']}`: {describe_outcome(failure['outcome'])}" if failure else None
+
+
+def raise_unless_completed(summary: dict[str, Any], tails: dict[str, list[str]], stopped: list[str], logs: str) -> None:
+    """Ends a run that did not complete as its caller should see it.
+
+    Args:
+        summary: The run's summary.
+        tails: Last lines of the steps' logs.
+        stopped: Steps that were stopped.
+        logs: Where the logs are.
+
+    Raises:
+        StepFailedError: A step failed.
+        RunInterruptedError: The run was stopped.
+    """
+    from step_engine.console import describe_outcome
+    from step_engine.errors import RunInterruptedError, StepFailedError
+
+    failure = summary["first_failure"]
+    if summary["status"] == "failed" and failure:
+        tail = tails.get(failure["step"], [])
+        lines = "".join(f"\n    {line}" for line in tail)
+        message = f"Step `{failure['step']}` failed: {describe_outcome(failure['outcome'])}."
+        if tail:
+            message += f" Its last output:{lines}"
+        raise StepFailedError(f"{message}\nLogs: {logs}", failure["step"], failure["outcome"], tail)
+    if summary["status"] == "stopped":
+        left = summary["left_running"]
+        message = "The run was stopped."
+        if left:
+            message += f" Containers of these steps may still run: {', '.join(left)}."
+        raise RunInterruptedError(message, stopped, left)
 
 
 @contextlib.contextmanager

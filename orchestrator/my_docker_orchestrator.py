@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from uuid import UUID
 
 from zenml.client import Client
 from zenml.config.global_config import GlobalConfiguration
@@ -128,13 +127,15 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
         """
         from step_engine import DockerEngine
 
+        from orchestrator.publishing import set_orchestrator_run_id
+
         if placeholder_run is None:
             raise RuntimeError(_NO_SCHEDULES)
         stack.check_local_paths()
         run_id = str(placeholder_run.id)
         engine = DockerEngine()
         # `zenml pipeline runs stop` refuses a run without this id, so it comes before anything that takes time.
-        self._set_orchestrator_run_id(placeholder_run.id, run_id)
+        set_orchestrator_run_id(placeholder_run.id, run_id)
         job = self._job(engine, snapshot, stack, step_environments, run_id)
         return self._carry_out(engine, job, snapshot)
 
@@ -163,6 +164,7 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
 
         from orchestrator.dynamic_job import dynamic_job
         from orchestrator.images import Pins
+        from orchestrator.publishing import set_orchestrator_run_id
 
         if placeholder_run is None:
             raise RuntimeError(_NO_SCHEDULES)
@@ -170,7 +172,7 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
         run_id = str(placeholder_run.orchestrator_run_id or placeholder_run.id)
         engine = DockerEngine()
         if placeholder_run.orchestrator_run_id is None:
-            self._set_orchestrator_run_id(placeholder_run.id, run_id)
+            set_orchestrator_run_id(placeholder_run.id, run_id)
         else:
             set_aside(run_id)
         settings = cast(LocalDockerOrchestratorSettings, self.get_settings(snapshot))
@@ -302,6 +304,7 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
         from step_engine.errors import PlanError
 
         from orchestrator.images import Pins
+        from orchestrator.publishing import expected_seconds
 
         info = engine.info()
         stores = self._local_stores(stack, info)
@@ -332,7 +335,7 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
         for name, warm in plan_warm_starts(containers, snapshot, step_settings).items():
             containers[name]["warm"] = warm
         plan = build_plan(
-            snapshot, run_id, pipeline_settings.max_parallelism, step_settings, self._expected_seconds(snapshot)
+            snapshot, run_id, pipeline_settings.max_parallelism, step_settings, expected_seconds(snapshot)
         )
         return {
             "plan": plan,
@@ -357,37 +360,6 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
                 configuration.local_stores_path,
             )
         return configuration.local_stores_path
-
-    def _expected_seconds(self, snapshot: PipelineSnapshotResponse) -> dict[str, float]:
-        """Step durations of the pipeline's last completed run, for the order in which ready steps start."""
-        if snapshot.pipeline is None or len(snapshot.step_configurations) < 3:
-            return {}
-        try:
-            runs = Client().list_pipeline_runs(
-                pipeline_id=snapshot.pipeline.id, status="completed", sort_by="desc:created", size=1, hydrate=False
-            )
-            if not runs.items:
-                return {}
-            steps = Client().list_run_steps(
-                pipeline_run_id=runs.items[0].id, status="completed", size=1000, hydrate=False
-            )
-            return {
-                step.name: max((step.end_time - step.start_time).total_seconds(), 0.0)
-                for step in steps.items
-                if step.start_time and step.end_time
-            }
-        except Exception as error:
-            logger.debug("No durations of earlier runs: %s", error)
-            return {}
-
-    @staticmethod
-    def _set_orchestrator_run_id(pipeline_run_id: UUID, run_id: str) -> None:
-        from zenml.models import PipelineRunUpdate
-
-        from orchestrator.publishing import patiently
-
-        update = PipelineRunUpdate(orchestrator_run_id=run_id)
-        patiently(lambda: Client().zen_store.update_run(pipeline_run_id, update))
 
     def _detach(self, job: dict[str, Any]) -> None:
         """Hands a run to a process in a session of its own. Secrets go through a pipe, never a file."""

@@ -7,10 +7,12 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from zenml.config.resource_settings import ByteUnit
 from zenml.entrypoints.step_entrypoint_configuration import StepEntrypointConfiguration
+
+from orchestrator.names import ENV_RUN_ID
 
 if TYPE_CHECKING:
     from zenml.config.resource_settings import ResourceSettings
@@ -18,9 +20,6 @@ if TYPE_CHECKING:
     from zenml.models import PipelineSnapshotResponse
 
     from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorSettings
-
-ENV_RUN_ID = "ZENML_STEP_ENGINE_RUN_ID"
-"""Tells a step container the orchestrator's run id."""
 
 CONTAINER_PYTHON_PATH = "/opt/step-engine/python"
 """Where step containers find the `orchestrator` package."""
@@ -35,11 +34,24 @@ WORKER_ENTRYPOINT = ["python", "-m", "orchestrator.container.worker"]
 """Runs a warm worker in a step container."""
 
 
+class TimedSettings(Protocol):
+    """What both orchestrators' settings say of a step's time."""
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        """Longest time of an attempt."""
+
+    @property
+    def stop_grace_seconds(self) -> float:
+        """Time between asking a container to stop and killing it."""
+        ...
+
+
 def build_plan(
     snapshot: PipelineSnapshotResponse,
     run_id: str,
     max_parallelism: int | None,
-    step_settings: Mapping[str, LocalDockerOrchestratorSettings],
+    step_settings: Mapping[str, TimedSettings],
     expected_seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Builds the plan of a static pipeline.

@@ -25,7 +25,7 @@ from zenml.orchestrators.publish_utils import (
 )
 
 if TYPE_CHECKING:
-    from zenml.models import StepRunResponse
+    from zenml.models import PipelineSnapshotResponse, StepRunResponse
 
 logger = get_logger(__name__)
 T = TypeVar("T")
@@ -74,6 +74,47 @@ def _is_passing(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def set_orchestrator_run_id(pipeline_run_id: UUID, run_id: str) -> None:
+    """Tells ZenML the orchestrator's id of a run, without which it refuses to stop it.
+
+    Args:
+        pipeline_run_id: ZenML's id of the run.
+        run_id: The orchestrator's.
+    """
+    from zenml.models import PipelineRunUpdate
+
+    update = PipelineRunUpdate(orchestrator_run_id=run_id)
+    patiently(lambda: Client().zen_store.update_run(pipeline_run_id, update))
+
+
+def expected_seconds(snapshot: PipelineSnapshotResponse) -> dict[str, float]:
+    """Step durations of a pipeline's last completed run, for the order in which ready steps start.
+
+    Args:
+        snapshot: The snapshot.
+
+    Returns:
+        Seconds by step; empty when nothing is known, or nothing depends on it.
+    """
+    if snapshot.pipeline is None or len(snapshot.step_configurations) < 3:
+        return {}
+    try:
+        runs = Client().list_pipeline_runs(
+            pipeline_id=snapshot.pipeline.id, status="completed", sort_by="desc:created", size=1, hydrate=False
+        )
+        if not runs.items:
+            return {}
+        steps = Client().list_run_steps(pipeline_run_id=runs.items[0].id, status="completed", size=1000, hydrate=False)
+        return {
+            step.name: max((step.end_time - step.start_time).total_seconds(), 0.0)
+            for step in steps.items
+            if step.start_time and step.end_time
+        }
+    except Exception as error:
+        logger.debug("No durations of earlier runs: %s", error)
+        return {}
 
 
 class RunPublisher:

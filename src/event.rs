@@ -209,6 +209,26 @@ pub struct AttemptDetails {
     /// From the worker's being told to go until the step began; none when no worker took it.
     #[serde(with = "optional_seconds", default)]
     pub go_to_started: Option<Duration>,
+    /// The task of ECS that it is, when it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskDetails>,
+}
+
+/// A task of ECS.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskDetails {
+    /// ARN.
+    pub arn: String,
+    /// Name or ARN of its cluster.
+    pub cluster: String,
+    /// Its definition.
+    pub task_definition: String,
+    /// The container that runs the step.
+    pub container: String,
+    /// Log group in CloudWatch.
+    pub log_group: Option<String>,
+    /// Log stream there.
+    pub log_stream: Option<String>,
 }
 
 /// What an attempt took.

@@ -8,6 +8,7 @@
 //! | [`asl`] | `plan` | PURE: `Plan` -> Amazon States Language: tree, token edges, limits, report |
 //! | `runner` | `schedule`, `plan`, `event` | tokio: drives a scheduler with an `Executor` |
 //! | `docker` | `runner`'s trait, `plan`, `event` | bollard: containers on one engine |
+//! | `aws` | `runner`'s line to the host, `asl`'s output, `plan`, `event` | aws-sdk: deploys, starts and watches state machines |
 //! | `python` | all | pyo3: registration, conversion, errors; decides nothing |
 //!
 //! Pure modules know no clock, no randomness, no I/O. `tests/rust/house.rs` holds the table against the code.
@@ -22,6 +23,9 @@ pub mod runner;
 
 #[cfg(feature = "docker")]
 pub mod docker;
+
+#[cfg(feature = "aws")]
+pub mod aws;
 
 #[cfg(feature = "python")]
 mod python;

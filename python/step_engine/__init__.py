@@ -6,6 +6,8 @@
 from step_engine import errors
 from step_engine._native import (
     RUN_ARGS,
+    AwsRun,
+    AwsSession,
     DockerEngine,
     DockerRun,
     __version__,
@@ -17,6 +19,8 @@ from step_engine._native import (
 
 __all__ = [
     "RUN_ARGS",
+    "AwsRun",
+    "AwsSession",
     "DockerEngine",
     "DockerRun",
     "__version__",

@@ -38,6 +38,24 @@ class DockerError(StepEngineError):
         self.operation = operation
 
 
+class AwsError(StepEngineError):
+    """AWS could not or would not do something.
+
+    Attributes:
+        operation: What was tried: the API's name of it, such as `StartExecution`, or `configure`.
+        code: The service's code, such as `AccessDeniedException`; `NoCredentials`, `NoAnswer` or `Timeout` when no
+            service answered.
+        request_id: The service's name of the request, for support; empty when none answered.
+    """
+
+    def __init__(self, message: str, operation: str = "", code: str = "", request_id: str = "") -> None:
+        """Stores what AWS answered."""
+        super().__init__(message)
+        self.operation = operation
+        self.code = code
+        self.request_id = request_id
+
+
 class AslError(StepEngineError):
     """A plan that cannot become a state machine.
 

@@ -34,8 +34,8 @@ use serde::Serialize;
 pub use barrier::AddedWait;
 pub use draw::Picture;
 pub use error::AslError;
-pub use names::content_hash;
-use names::{Names, labels, machine_name};
+use names::{Names, labels};
+pub use names::{content_hash, machine_name, possible_labels};
 pub use options::{
     Account, AslOptions, CapacityProvider, ExecutionField, LaunchType, MachineLimits, Network, RunValue, SignalStore,
     Synchronization, TaskSettings, Value,

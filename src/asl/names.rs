@@ -62,6 +62,15 @@ pub fn labels(names: &[&str], room: usize) -> Vec<String> {
     names.iter().map(make).collect()
 }
 
+/// What the label of a step can be, whatever else is in its plan; all but certain, as two hashes can be equal.
+///
+/// For readers of a machine who know its steps by name only: how far names are shortened depends on the whole plan.
+pub fn possible_labels(name: &str) -> impl Iterator<Item = String> {
+    LABEL_CHARACTERS.into_iter().map(|longest| {
+        if is_label(name, longest) { name.to_owned() } else { with_hash(name, &content_hash(name.as_bytes()), longest) }
+    })
+}
+
 fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ' ')
 }

@@ -4,6 +4,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::asl::AslError;
+use crate::aws::{AwsError, EnsureError};
 use crate::docker::DockerError;
 use crate::plan::PlanError;
 
@@ -20,6 +21,19 @@ pub(super) fn plan_error(py: Python<'_>, error: &PlanError) -> PyErr {
 /// `DockerError(message, operation)`.
 pub(super) fn docker_error(py: Python<'_>, error: &DockerError) -> PyErr {
     raise(py, "DockerError", (error.to_string(), error.operation().to_owned()))
+}
+
+/// `AwsError(message, operation, code, request_id)`.
+pub(super) fn aws_error(py: Python<'_>, error: &AwsError) -> PyErr {
+    raise(py, "AwsError", (error.to_string(), error.operation, error.code.clone(), error.request_id.clone()))
+}
+
+/// The error of a task definition that is not there.
+pub(super) fn ensure_error(py: Python<'_>, error: &EnsureError) -> PyErr {
+    match error {
+        EnsureError::Overlay(error) => plan_error(py, error),
+        EnsureError::Aws(error) => aws_error(py, error),
+    }
 }
 
 /// `AslLimitError(message, limit, actual, step)` or `AslError(message, step, field)`.

@@ -3,8 +3,11 @@
 //! No tokio thread ever attaches to Python: the calling thread waits detached, in slices, and delivers what has come.
 
 mod asl;
+mod aws;
 mod engine;
 mod errors;
+mod host;
+mod inbox;
 mod record;
 mod run;
 
@@ -19,6 +22,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(asl::draw_asl, module)?)?;
     module.add_function(wrap_pyfunction!(asl::asl_report, module)?)?;
     module.add_function(wrap_pyfunction!(record::read_run, module)?)?;
+    module.add_class::<aws::AwsSession>()?;
+    module.add_class::<aws::AwsRun>()?;
     module.add_class::<engine::DockerEngine>()?;
     module.add_class::<run::DockerRun>()
 }

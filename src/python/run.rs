@@ -2,25 +2,21 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 use tokio::sync::{mpsc, oneshot};
 
-use super::engine::{DockerEngine, Host, SLICE};
+use super::engine::DockerEngine;
 use super::errors::{docker_error, engine_error, from_python, plan_error};
+use super::host::Host;
+use super::inbox::Inbox;
 use crate::docker::{ContainerSpec, DockerExecutor, PullObserver, RunIdentity};
-use crate::event::{RunEvent, RunSummary};
 use crate::plan::{Admission, Plan, PlanError, PlanSpec, StepSpec};
 use crate::runner::journal::{Header, VERSION};
-use crate::runner::{Notice, NoticeReceiver, NoticeSender, Order, Run, RunOver, drive, notices};
+use crate::runner::{NoticeSender, Order, Run, drive, notices};
 use crate::schedule::{CancelReason, Verdict};
-
-/// Events delivered in one batch at most.
-const BATCH: usize = 4096;
 
 /// One run of a plan on an engine.
 #[pyclass(module = "step_engine._native", frozen)]
@@ -32,10 +28,8 @@ pub(super) struct DockerRun {
     executor: Arc<DockerExecutor>,
     admission: Admission,
     waiting: Mutex<Option<Waiting>>,
-    notices: Mutex<NoticeReceiver>,
+    inbox: Inbox,
     judgements: Mutex<HashMap<(String, u32), oneshot::Sender<Verdict>>>,
-    finished: AtomicBool,
-    summary: Mutex<Option<RunSummary>>,
 }
 
 /// What `start` consumes.
@@ -103,10 +97,8 @@ impl DockerRun {
                 orders: inbox,
                 notices: sender,
             })),
-            notices: Mutex::new(receiver),
+            inbox: Inbox::new(receiver),
             judgements: Mutex::default(),
-            finished: AtomicBool::new(false),
-            summary: Mutex::default(),
         })
     }
 
@@ -122,13 +114,12 @@ impl DockerRun {
 
     #[getter]
     fn finished(&self) -> bool {
-        self.finished.load(Ordering::Acquire)
+        self.inbox.is_finished()
     }
 
     #[getter]
     fn summary<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let summary = lock(&self.summary).clone();
-        summary.map(|summary| Ok(pythonize::pythonize(py, &summary)?)).transpose()
+        self.inbox.summary(py)
     }
 
     fn start(&self, py: Python<'_>) -> PyResult<()> {
@@ -141,27 +132,14 @@ impl DockerRun {
     }
 
     #[pyo3(signature = (timeout_seconds=1.0))]
-    #[expect(clippy::disallowed_methods, reason = "the host's waiting time is in real time")]
     fn next_events<'py>(&self, py: Python<'py>, timeout_seconds: f64) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let begun = Instant::now();
-        let timeout = Duration::try_from_secs_f64(timeout_seconds).unwrap_or(Duration::MAX);
-        loop {
-            let slice = SLICE.min(timeout.saturating_sub(begun.elapsed()));
-            let first = py.detach(|| lock(&self.notices).recv_timeout(slice));
-            py.check_signals()?;
-            match first {
-                Ok(Some(first)) => return self.batch(py, first),
-                Ok(None) if begun.elapsed() >= timeout => return Ok(Vec::new()),
-                Ok(None) => {}
-                Err(RunOver) => {
-                    self.finished.store(true, Ordering::Release);
-                    if lock(&self.summary).is_some() {
-                        return Ok(Vec::new());
-                    }
-                    return Err(engine_error(py, "The run ended without a summary; this is a bug of the step engine."));
-                }
-            }
+        let batch = self.inbox.next(py, timeout_seconds, |judgement| {
+            lock(&self.judgements).insert((judgement.step.to_string(), judgement.attempt), judgement.reply);
+        })?;
+        if batch.is_none() && !self.inbox.has_summary() {
+            return Err(engine_error(py, "The run ended without a summary; this is a bug of the step engine."));
         }
+        Ok(batch.unwrap_or_default())
     }
 
     fn judge(
@@ -213,57 +191,6 @@ impl DockerRun {
     fn drop_step(&self, step: String) {
         // Fails only when the run is over.
         let _ = self.orders.send(Order::Drop(step));
-    }
-}
-
-impl DockerRun {
-    fn batch<'py>(&self, py: Python<'py>, first: Notice) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let mut batch = vec![self.deliver(py, first)?];
-        while batch.len() < BATCH
-            && let Some(next) = lock(&self.notices).try_recv()
-        {
-            batch.push(self.deliver(py, next)?);
-        }
-        Ok(batch)
-    }
-
-    fn deliver<'py>(&self, py: Python<'py>, notice: Notice) -> PyResult<Bound<'py, PyAny>> {
-        let dict = PyDict::new(py);
-        match notice {
-            Notice::Event(event) => {
-                let value = pythonize::pythonize(py, &event)?;
-                if let RunEvent::RunFinished { summary } = event {
-                    *lock(&self.summary) = Some(summary);
-                    self.finished.store(true, Ordering::Release);
-                }
-                return Ok(value);
-            }
-            Notice::Log { step, attempt, stream, text } => {
-                dict.set_item("kind", "log")?;
-                dict.set_item("step", &*step)?;
-                dict.set_item("attempt", attempt)?;
-                dict.set_item("stream", pythonize::pythonize(py, &stream)?)?;
-                dict.set_item("text", text)?;
-            }
-            Notice::Warning { step, message } => {
-                dict.set_item("kind", "warning")?;
-                dict.set_item("step", &*step)?;
-                dict.set_item("message", message)?;
-            }
-            Notice::Progress { message } => {
-                dict.set_item("kind", "progress")?;
-                dict.set_item("message", message)?;
-            }
-            Notice::Judge(judgement) => {
-                dict.set_item("kind", "judge")?;
-                dict.set_item("step", &*judgement.step)?;
-                dict.set_item("attempt", judgement.attempt)?;
-                dict.set_item("outcome", pythonize::pythonize(py, &judgement.outcome)?)?;
-                dict.set_item("log_tail", judgement.log_tail)?;
-                lock(&self.judgements).insert((judgement.step.to_string(), judgement.attempt), judgement.reply);
-            }
-        }
-        Ok(dict.into_any())
     }
 }
 

@@ -22,7 +22,7 @@ const TAIL_LINE_BYTES: usize = 2 * 1024;
 
 /// One attempt's log.
 #[derive(Debug)]
-pub(super) struct AttemptLog {
+pub struct AttemptLog {
     file: Option<File>,
     partial: [Partial; 2],
     tail: VecDeque<String>,
@@ -39,7 +39,7 @@ struct Partial {
 
 impl AttemptLog {
     /// Opens the file, if there is to be one. A file that cannot be opened is reported and done without.
-    pub(super) fn open(path: Option<&Path>) -> (Self, Option<String>) {
+    pub fn open(path: Option<&Path>) -> (Self, Option<String>) {
         let (file, warning) = match path.map(|path| (path, create_private(path))) {
             None => (None, None),
             Some((_, Ok(file))) => (Some(file), None),
@@ -51,7 +51,7 @@ impl AttemptLog {
     }
 
     /// Takes bytes; gives the lines that are complete now, and a warning when the file has to be given up.
-    pub(super) fn push(&mut self, stream: LogStream, bytes: &[u8]) -> (String, Option<String>) {
+    pub fn push(&mut self, stream: LogStream, bytes: &[u8]) -> (String, Option<String>) {
         let warning = self.write_file(bytes);
         let mut lines = String::new();
         let mut rest = bytes;
@@ -79,7 +79,7 @@ impl AttemptLog {
     }
 
     /// Gives an unfinished line to which nothing was added since the last call, such as a prompt or a progress bar.
-    pub(super) fn flush_quiet(&mut self, stream: LogStream) -> String {
+    pub fn flush_quiet(&mut self, stream: LogStream) -> String {
         let partial = &mut self.partial[slot(stream)];
         let mut lines = String::new();
         if !partial.bytes.is_empty() {
@@ -92,17 +92,17 @@ impl AttemptLog {
     }
 
     /// Whether a line is unfinished.
-    pub(super) fn is_unfinished(&self) -> bool {
+    pub fn is_unfinished(&self) -> bool {
         self.partial.iter().any(|partial| !partial.bytes.is_empty())
     }
 
     /// Whether the bytes are kept in a file.
-    pub(super) fn has_file(&self) -> bool {
+    pub fn has_file(&self) -> bool {
         self.file.is_some()
     }
 
     /// Gives what is left when the attempt is over.
-    pub(super) fn finish(&mut self, stream: LogStream) -> String {
+    pub fn finish(&mut self, stream: LogStream) -> String {
         let mut lines = String::new();
         if !self.partial[slot(stream)].bytes.is_empty() {
             self.complete(stream, &mut lines);
@@ -111,7 +111,7 @@ impl AttemptLog {
     }
 
     /// The last lines, oldest first.
-    pub(super) fn tail(&self) -> Vec<String> {
+    pub fn tail(&self) -> Vec<String> {
         self.tail.iter().cloned().collect()
     }
 

@@ -12,6 +12,7 @@ mod simulate;
 
 pub use drive::{Order, Run, drive};
 pub use executor::{AttemptControl, AttemptSink, AttemptSpec, Executor, LogStream};
+pub use logs::AttemptLog;
 pub use notice::{Judgement, Notice, NoticeReceiver, NoticeSender, RunOver, notices};
 // Part of the executor's contract: executors stop with a force and know nothing else of the scheduler.
 pub use crate::schedule::StopForce;

@@ -46,6 +46,8 @@ pub enum Notice {
         /// One line without an end.
         message: String,
     },
+    /// What only one kind of executor knows: an object with a `kind`.
+    Details(serde_json::Value),
     /// An attempt ended otherwise than by completing, and the run waits for a verdict on it.
     Judge(Judgement),
 }
@@ -136,7 +138,7 @@ impl Queue {
         if let Some(lines) = self.omitted.remove(step) {
             let message = format!(
                 "{lines} log lines are not shown here because they came faster than they could be shown; \
-                 the log file has all of them"
+                 the step's log has all of them"
             );
             self.waiting.push_back(Notice::Warning { step: Arc::clone(step), message });
         }
@@ -159,24 +161,24 @@ impl NoticeSender {
     }
 
     /// Sends; without effect when the host is gone.
-    pub(super) fn send(&self, notice: Notice) {
+    pub fn send(&self, notice: Notice) {
         self.with_queue(|queue| queue.waiting.push_back(notice));
     }
 
     /// Sends lines, or counts them as omitted while too much waits to be shown.
-    pub(super) fn log(&self, step: &Arc<str>, attempt: u32, stream: LogStream, text: String) {
+    pub fn log(&self, step: &Arc<str>, attempt: u32, stream: LogStream, text: String) {
         if !text.is_empty() {
             self.with_queue(|queue| queue.push_log(step, attempt, stream, text));
         }
     }
 
     /// Tells of lines that were left out and not told of yet.
-    pub(super) fn flush_omission(&self, step: &Arc<str>) {
+    pub fn flush_omission(&self, step: &Arc<str>) {
         self.with_queue(|queue| queue.tell_omitted(step));
     }
 
     /// Nothing more is to come, whoever else still holds a sender.
-    pub(super) fn close(&self) {
+    pub fn close(&self) {
         self.0.0.lock().closed = true;
         self.0.0.filled.notify_all();
     }

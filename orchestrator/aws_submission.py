@@ -1,0 +1,293 @@
+"""Starts executions and makes schedules: what the Step Functions orchestrator does in the client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, cast
+
+from zenml.logger import get_logger
+from zenml.orchestrators import SubmissionResult
+
+from orchestrator import aws_plan, aws_schedule, aws_secrets
+from orchestrator.aws_deployment import Deployment, collect, deploy
+from orchestrator.names import METADATA_SCHEDULE, METADATA_SCHEDULE_GROUP
+from orchestrator.publishing import RunPublisher, expected_seconds, set_orchestrator_run_id
+
+if TYPE_CHECKING:
+    from step_engine import AwsSession
+    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse, ScheduleResponse, ScheduleUpdate
+    from zenml.stack import Stack
+
+    from orchestrator.my_aws_orchestrator import StepFunctionsOrchestrator
+    from orchestrator.my_aws_orchestrator_flavor import (
+        StepFunctionsOrchestratorConfig,
+        StepFunctionsOrchestratorSettings,
+    )
+
+logger = get_logger(__name__)
+
+
+def prepare(
+    orchestrator: StepFunctionsOrchestrator,
+    session: AwsSession,
+    snapshot: PipelineSnapshotResponse,
+    stack: Stack,
+    step_environments: dict[str, dict[str, str]],
+) -> Deployment:
+    """Deploys a pipeline, unless it is as it was before.
+
+    Args:
+        orchestrator: The component.
+        session: The session.
+        snapshot: The snapshot, pruned of cached steps.
+        stack: The stack.
+        step_environments: Environment of each step. Not changed.
+
+    Returns:
+        The deployment.
+
+    Raises:
+        PlanError: The component's config or a setting is wrong.
+        AwsError: AWS refused something.
+        AslError: The pipeline cannot become a state machine.
+    """
+    from step_engine.errors import PlanError
+
+    config = orchestrator.config
+    mistakes = aws_plan.check_config(config)
+    if mistakes:
+        raise PlanError(f"The orchestrator `{orchestrator.name}` is not set up rightly: {' '.join(mistakes)}")
+    if config.secrets_backend == "none":
+        logger.warning(
+            "secrets_backend is none: the token with which steps talk to ZenML, and other secrets, can be read by "
+            "everybody who may read task definitions and executions."
+        )
+    deployment = deploy(
+        session,
+        snapshot,
+        config=config,
+        settings=settings_of(orchestrator, snapshot),
+        step_settings={name: settings_of(orchestrator, step) for name, step in snapshot.step_configurations.items()},
+        step_environments=step_environments,
+        image=lambda name: orchestrator.get_image(snapshot=snapshot, step_name=name),
+        bucket=aws_plan.bucket_of(stack.artifact_store.path),
+        component_id=orchestrator.id,
+        expected_seconds=expected_seconds(snapshot),
+    )
+    for arn in deployment.created:
+        logger.info("Created %s", arn)
+    return deployment
+
+
+def settings_of(orchestrator: StepFunctionsOrchestrator, container: Any) -> StepFunctionsOrchestratorSettings:
+    """Reads the settings of a pipeline or a step.
+
+    Args:
+        orchestrator: The component.
+        container: A snapshot or a step.
+
+    Returns:
+        The settings, with those of the component as defaults.
+    """
+    from orchestrator.my_aws_orchestrator_flavor import StepFunctionsOrchestratorSettings
+
+    return cast(StepFunctionsOrchestratorSettings, orchestrator.get_settings(container))
+
+
+def start(
+    orchestrator: StepFunctionsOrchestrator,
+    session: AwsSession,
+    snapshot: PipelineSnapshotResponse,
+    deployment: Deployment,
+    placeholder_run: PipelineRunResponse,
+) -> SubmissionResult:
+    """Starts an execution.
+
+    Args:
+        orchestrator: The component.
+        session: The session.
+        snapshot: The snapshot, pruned of cached steps.
+        deployment: The deployment.
+        placeholder_run: The run as ZenML created it.
+
+    Returns:
+        The run's metadata, and how to watch it.
+    """
+    config = orchestrator.config
+    run_id = str(placeholder_run.id)
+    secret = aws_secrets.run_secret_name(config.secrets_prefix, run_id)
+    location = _keep_secret(config, session, secret, deployment)
+    try:
+        # Before the start: the first task must find the run, and `zenml pipeline runs stop` needs it.
+        set_orchestrator_run_id(placeholder_run.id, run_id)
+        arn = session.start(deployment.machine_arn, name=run_id, input=aws_plan.execution_input(snapshot.id, location))
+    except BaseException:
+        forget_secret(config, session, secret)
+        raise
+    metadata: dict[str, Any] = orchestrator.run_metadata(run_id, arn)
+    if deployment.estimated_dollars is not None:
+        metadata["estimated_cost_usd"] = round(deployment.estimated_dollars, 6)
+    publisher = RunPublisher(placeholder_run.id, orchestrator.id)
+    # At once, so that the run can be stopped.
+    publisher.publish_run_metadata(metadata)
+    url = str(metadata["orchestrator_url"])
+    logger.info("The execution: %s", url)
+    if deployment.created:
+        collect(session, config, aws_plan.pipeline_name(snapshot.pipeline_configuration.name))
+    if not settings_of(orchestrator, snapshot).synchronous:
+        logger.info("Its status: zenml pipeline runs refresh %s", run_id)
+        return SubmissionResult(metadata=metadata)
+
+    def watch() -> None:
+        from step_engine import AwsRun
+
+        from orchestrator.watching import Watcher
+
+        Watcher(
+            session,
+            AwsRun(session, arn, deployment.plan),
+            publisher,
+            list(snapshot.step_configurations),
+            url=url,
+            renew=lambda: orchestrator.renew(session),
+            clean_up=lambda: forget_secret(config, session, secret),
+        ).watch()
+
+    return SubmissionResult(metadata=metadata, wait_for_completion=watch)
+
+
+def _keep_secret(
+    config: StepFunctionsOrchestratorConfig, session: AwsSession, name: str, deployment: Deployment
+) -> str:
+    """Stores what is new for each run; gives where the tasks find it."""
+    if config.secrets_backend != "none" and deployment.run_secrets:
+        session.put_secret(
+            config.secrets_backend,
+            name,
+            aws_secrets.secret_text(deployment.run_secrets),
+            tags={"step-engine": "run-secret"},
+            kms_key=config.kms_key,
+        )
+    return aws_secrets.secret_location(config.secrets_backend, name, deployment.run_secrets)
+
+
+def forget_secret(config: StepFunctionsOrchestratorConfig, session: AwsSession, name: str) -> None:
+    """Deletes the secret of a run that is over.
+
+    Args:
+        config: The component's config.
+        session: The session.
+        name: Name of the secret.
+    """
+    from step_engine.errors import AwsError
+
+    if config.secrets_backend == "none":
+        return
+    try:
+        session.delete_secret(config.secrets_backend, name)
+    except AwsError as error:
+        logger.warning("The secret %s could not be deleted (its token ends with the run): %s", name, error)
+
+
+def make_schedule(
+    orchestrator: StepFunctionsOrchestrator,
+    session: AwsSession,
+    snapshot: PipelineSnapshotResponse,
+    prepared: Callable[[], Deployment],
+) -> SubmissionResult:
+    """Makes a schedule that starts executions.
+
+    Args:
+        orchestrator: The component.
+        session: The session.
+        snapshot: The snapshot.
+        prepared: Deploys the pipeline; not called for a schedule that cannot be.
+
+    Returns:
+        The schedule's metadata.
+
+    Raises:
+        ValueError: EventBridge Scheduler cannot express the schedule.
+        AwsError: AWS refused something.
+    """
+    schedule, config = snapshot.schedule, orchestrator.config
+    if schedule is None:
+        raise ValueError("there is no schedule")
+    arguments = aws_schedule.schedule_arguments(schedule, config.schedule_timezone, datetime.now(timezone.utc))
+    deployment = prepared()
+    name = aws_schedule.schedule_name(aws_plan.pipeline_name(snapshot.pipeline_configuration.name), schedule.id)
+    # Its runs have one token, which ends with the schedule.
+    secret = aws_secrets.run_secret_name(config.secrets_prefix, str(schedule.id), schedule=True)
+    location = _keep_secret(config, session, secret, deployment)
+    try:
+        made = session.put_schedule(
+            name,
+            state_machine_arn=deployment.machine_arn,
+            role_arn=config.scheduler_role or config.state_machine_role or config.execution_role,
+            input=aws_plan.execution_input(snapshot.id, location),
+            group=config.schedule_group,
+            description=f"ZenML schedule {schedule.name}"[:512],
+            **arguments,
+        )
+    except BaseException:
+        forget_secret(config, session, secret)
+        raise
+    if schedule.catchup:
+        logger.warning("EventBridge Scheduler does not catch up on missed starts.")
+    logger.info("The schedule `%s` acts: %s", name, arguments["expression"])
+    metadata: dict[str, Any] = {METADATA_SCHEDULE: name, "schedule_arn": made["arn"]}
+    if config.schedule_group:
+        metadata[METADATA_SCHEDULE_GROUP] = config.schedule_group
+    return SubmissionResult(metadata=metadata)
+
+
+def _scheduled(schedule: ScheduleResponse) -> tuple[str, str | None]:
+    """Name and group of a schedule in EventBridge."""
+    name = schedule.run_metadata.get(METADATA_SCHEDULE)
+    if not name:
+        raise RuntimeError(f"ZenML does not know which schedule of EventBridge `{schedule.name}` is.")
+    group = schedule.run_metadata.get(METADATA_SCHEDULE_GROUP)
+    return str(name), str(group) if group else None
+
+
+def change_schedule(session: AwsSession, schedule: ScheduleResponse, update: ScheduleUpdate) -> None:
+    """Changes when a schedule acts, or whether it does.
+
+    Args:
+        session: The session.
+        schedule: The schedule.
+        update: What is to change.
+
+    Raises:
+        RuntimeError: EventBridge has no such schedule.
+        ValueError: EventBridge cannot express the new cron expression.
+    """
+    name, group = _scheduled(schedule)
+    missing = RuntimeError(f"EventBridge Scheduler has no schedule `{name}` any more; delete this one.")
+    if update.cron_expression is not None:
+        expression = aws_schedule.cron_expression(update.cron_expression)
+        found = session.get_schedule(name, group=group)
+        if found is None:
+            raise missing
+        found.pop("arn", None)
+        found["expression"] = expression
+        if update.active is not None:
+            found["enabled"] = update.active
+        session.put_schedule(**found)
+    elif update.active is not None and not session.set_schedule_enabled(name, update.active, group=group):
+        raise missing
+
+
+def remove_schedule(config: StepFunctionsOrchestratorConfig, session: AwsSession, schedule: ScheduleResponse) -> None:
+    """Deletes a schedule, and the secret of its runs. Executions that run go on.
+
+    Args:
+        config: The component's config.
+        session: The session.
+        schedule: The schedule.
+    """
+    name, group = _scheduled(schedule)
+    if not session.delete_schedule(name, group=group):
+        logger.warning("EventBridge Scheduler has no schedule `%s` any more.", name)
+    forget_secret(config, session, aws_secrets.run_secret_name(config.secrets_prefix, str(schedule.id), schedule=True))

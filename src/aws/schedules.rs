@@ -1,0 +1,192 @@
+//! Schedules of EventBridge Scheduler that start executions.
+
+use aws_sdk_scheduler::types::{FlexibleTimeWindow, FlexibleTimeWindowMode, ScheduleState, Target};
+use aws_smithy_types::DateTime;
+use aws_smithy_types::error::operation::BuildError;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::error::AwsError;
+use super::session::Session;
+
+/// A schedule.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Schedule {
+    /// Name.
+    pub name: String,
+    /// Group; none is `default`.
+    pub group: Option<String>,
+    /// `cron(…)`, `rate(…)` or `at(…)`.
+    pub expression: String,
+    /// Time zone; none is UTC.
+    pub timezone: Option<String>,
+    /// Nothing happens before.
+    pub start_at_unix_seconds: Option<f64>,
+    /// Nothing happens after.
+    pub end_at_unix_seconds: Option<f64>,
+    /// Whether it acts.
+    pub enabled: bool,
+    /// What it starts.
+    pub state_machine_arn: String,
+    /// Role that the service takes.
+    pub role_arn: String,
+    /// Input of each execution.
+    pub input: Value,
+    /// Starts may be delayed by so many minutes.
+    pub flexible_minutes: Option<u16>,
+    /// For people.
+    pub description: String,
+    /// Whether it is deleted after its last start.
+    pub delete_after_completion: bool,
+    /// ARN, when it exists.
+    pub arn: String,
+}
+
+impl Session {
+    /// Creates a schedule, or replaces the one of this name. Returns its ARN and whether it is new.
+    ///
+    /// # Errors
+    /// [`AwsError`]: it was refused.
+    pub async fn put_schedule(&self, schedule: &Schedule) -> Result<(String, bool), AwsError> {
+        let subject = format!("schedule `{}`", schedule.name);
+        let (target, window) = parts(schedule)
+            .map_err(|error| AwsError::new("CreateSchedule", &subject, "Incomplete", error.to_string()))?;
+        let state = if schedule.enabled { ScheduleState::Enabled } else { ScheduleState::Disabled };
+        let after = || {
+            use aws_sdk_scheduler::types::ActionAfterCompletion::{Delete, None};
+            if schedule.delete_after_completion { Delete } else { None }
+        };
+        let date = |seconds: Option<f64>| seconds.map(DateTime::from_secs_f64);
+        let description = Some(schedule.description.clone()).filter(|text| !text.is_empty());
+        let create = self
+            .scheduler()
+            .create_schedule()
+            .name(&schedule.name)
+            .set_group_name(schedule.group.clone())
+            .schedule_expression(&schedule.expression)
+            .set_schedule_expression_timezone(schedule.timezone.clone())
+            .set_start_date(date(schedule.start_at_unix_seconds))
+            .set_end_date(date(schedule.end_at_unix_seconds))
+            .set_description(description.clone())
+            .state(state.clone())
+            .action_after_completion(after())
+            .target(target.clone())
+            .flexible_time_window(window.clone());
+        match self.call("CreateSchedule", &subject, || create.clone().send()).await {
+            Ok(created) => return Ok((created.schedule_arn, true)),
+            // It exists. An earlier try whose answer was lost would look the same, and the update is the same, too.
+            Err(error) if error.is("ConflictException") => {}
+            Err(error) => return Err(error),
+        }
+        // An update takes the place of everything, so everything is given.
+        let update = self
+            .scheduler()
+            .update_schedule()
+            .name(&schedule.name)
+            .set_group_name(schedule.group.clone())
+            .schedule_expression(&schedule.expression)
+            .set_schedule_expression_timezone(schedule.timezone.clone())
+            .set_start_date(date(schedule.start_at_unix_seconds))
+            .set_end_date(date(schedule.end_at_unix_seconds))
+            .set_description(description)
+            .state(state)
+            .action_after_completion(after())
+            .target(target)
+            .flexible_time_window(window);
+        let updated = self.call("UpdateSchedule", &subject, || update.clone().send()).await?;
+        Ok((updated.schedule_arn, false))
+    }
+
+    /// Reads a schedule; none when there is no such one.
+    ///
+    /// # Errors
+    /// [`AwsError`]: it may not be read.
+    pub async fn get_schedule(&self, name: &str, group: Option<&str>) -> Result<Option<Schedule>, AwsError> {
+        let get = self.scheduler().get_schedule().name(name).set_group_name(group.map(str::to_owned));
+        let found = match self.call("GetSchedule", &format!("schedule `{name}`"), || get.clone().send()).await {
+            Ok(found) => found,
+            Err(error) if error.is("ResourceNotFoundException") => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let target = found.target;
+        let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
+        let input = target.as_ref().and_then(|target| serde_json::from_str(target.input.as_deref()?).ok());
+        let window = found.flexible_time_window.and_then(|window| window.maximum_window_in_minutes);
+        Ok(Some(Schedule {
+            name: found.name.unwrap_or_default(),
+            group: found.group_name.filter(|group| group != "default"),
+            expression: found.schedule_expression.unwrap_or_default(),
+            timezone: found.schedule_expression_timezone,
+            start_at_unix_seconds: found.start_date.as_ref().map(DateTime::as_secs_f64),
+            end_at_unix_seconds: found.end_date.as_ref().map(DateTime::as_secs_f64),
+            enabled: found.state != Some(ScheduleState::Disabled),
+            state_machine_arn: text(target.as_ref().map(|target| target.arn.as_str())),
+            role_arn: text(target.as_ref().map(|target| target.role_arn.as_str())),
+            input: input.unwrap_or_default(),
+            flexible_minutes: window.and_then(|minutes| u16::try_from(minutes).ok()),
+            description: found.description.unwrap_or_default(),
+            delete_after_completion: found
+                .action_after_completion
+                .is_some_and(|action| action == aws_sdk_scheduler::types::ActionAfterCompletion::Delete),
+            arn: found.arn.unwrap_or_default(),
+        }))
+    }
+
+    /// Pauses a schedule or lets it go on. Returns whether there is one.
+    ///
+    /// # Errors
+    /// [`AwsError`]: it may not be read or changed.
+    pub async fn set_schedule_enabled(&self, name: &str, group: Option<&str>, enabled: bool) -> Result<bool, AwsError> {
+        let Some(schedule) = self.get_schedule(name, group).await? else { return Ok(false) };
+        if schedule.enabled != enabled {
+            self.put_schedule(&Schedule { enabled, ..schedule }).await?;
+        }
+        Ok(true)
+    }
+
+    /// Deletes a schedule. Returns whether there was one.
+    ///
+    /// # Errors
+    /// [`AwsError`]: it may not be deleted.
+    pub async fn delete_schedule(&self, name: &str, group: Option<&str>) -> Result<bool, AwsError> {
+        let delete = self.scheduler().delete_schedule().name(name).set_group_name(group.map(str::to_owned));
+        match self.call("DeleteSchedule", &format!("schedule `{name}`"), || delete.clone().send()).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is("ResourceNotFoundException") => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// ARNs of the machines that schedules of this account and region start.
+    pub(super) async fn scheduled_machines(&self) -> Result<Vec<String>, AwsError> {
+        let mut arns = Vec::new();
+        let mut token: Option<String> = None;
+        loop {
+            let list = self.scheduler().list_schedules().set_next_token(token.take());
+            let page = self.call("ListSchedules", "", || list.clone().send()).await?;
+            arns.extend(page.schedules.into_iter().filter_map(|schedule| Some(schedule.target?.arn)));
+            token = page.next_token;
+            if token.is_none() {
+                return Ok(arns);
+            }
+        }
+    }
+}
+
+fn parts(schedule: &Schedule) -> Result<(Target, FlexibleTimeWindow), BuildError> {
+    let target = Target::builder()
+        .arn(&schedule.state_machine_arn)
+        .role_arn(&schedule.role_arn)
+        .input(schedule.input.to_string())
+        .build()?;
+    let mode = if schedule.flexible_minutes.is_some() {
+        FlexibleTimeWindowMode::Flexible
+    } else {
+        FlexibleTimeWindowMode::Off
+    };
+    let window = FlexibleTimeWindow::builder()
+        .mode(mode)
+        .set_maximum_window_in_minutes(schedule.flexible_minutes.map(i32::from))
+        .build()?;
+    Ok((target, window))
+}

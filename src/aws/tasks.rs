@@ -1,0 +1,181 @@
+//! Task definitions and tasks of ECS.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::definition::{Derived, LogPlace, Overlay, derive};
+use super::error::AwsError;
+use super::pace::random_name;
+use super::raw::raw_call;
+use super::session::Session;
+use crate::plan::PlanError;
+
+/// What a session knows of task definitions. They never change, so nothing is read twice.
+#[derive(Debug, Default)]
+pub(super) struct Families {
+    described: std::sync::Mutex<HashMap<String, Arc<Value>>>,
+    /// Registrations of one family at the same moment are refused by ECS, so each waits here for the one before.
+    registered: tokio::sync::Mutex<HashMap<String, Arc<tokio::sync::Mutex<Option<String>>>>>,
+}
+
+impl Families {
+    /// A definition is gone.
+    pub(super) async fn forget(&self, arn: &str) {
+        let families: Vec<_> = self.registered.lock().await.values().cloned().collect();
+        for family in families {
+            let mut known = family.lock().await;
+            if known.as_deref() == Some(arn) {
+                *known = None;
+            }
+        }
+    }
+}
+
+/// A definition that exists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Ensured {
+    /// ARN with revision.
+    pub arn: String,
+    /// Family, which names its content.
+    pub family: String,
+    /// Whether it was registered now.
+    pub created: bool,
+    /// The container that runs the step.
+    pub container_name: String,
+    /// Where that logs to in CloudWatch.
+    pub log: Option<LogPlace>,
+    /// Network mode.
+    pub network_mode: String,
+}
+
+/// Why there is no definition to use.
+#[derive(Debug, thiserror::Error)]
+pub enum EnsureError {
+    /// The overlay does not fit the template.
+    #[error(transparent)]
+    Overlay(#[from] PlanError),
+    /// AWS refused.
+    #[error(transparent)]
+    Aws(#[from] AwsError),
+}
+
+/// At most so many tasks are described by one request. ECS API reference, `DescribeTasks`.
+const TASKS_OF_A_REQUEST: usize = 100;
+
+impl Session {
+    /// Reads a task definition: the answer of `DescribeTaskDefinition` in the API's spelling.
+    ///
+    /// # Errors
+    /// [`AwsError`]: it does not exist or may not be read.
+    pub async fn describe_task_definition(&self, name: &str) -> Result<Arc<Value>, AwsError> {
+        let known = || self.families().described.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(described) = known().get(name) {
+            return Ok(Arc::clone(described));
+        }
+        let described = Arc::new(self.read_task_definition(name).await?);
+        known().insert(name.to_owned(), Arc::clone(&described));
+        Ok(described)
+    }
+
+    async fn read_task_definition(&self, name: &str) -> Result<Value, AwsError> {
+        let subject = format!("task definition `{name}`");
+        let tags = aws_sdk_ecs::types::TaskDefinitionField::Tags;
+        let builder = self.ecs().describe_task_definition().task_definition(name).include(tags);
+        raw_call!(self, "DescribeTaskDefinition", &subject, builder.clone(), None)
+    }
+
+    /// Registers what a template becomes with an overlay, unless that exists.
+    ///
+    /// # Errors
+    /// [`EnsureError`]: the overlay does not fit, the template does not exist, the registration was refused.
+    pub async fn ensure_task_definition(&self, template: &str, overlay: &Overlay) -> Result<Ensured, EnsureError> {
+        let described = self.describe_task_definition(template).await?;
+        let derived = derive(&described, overlay)?;
+        let family = {
+            let mut families = self.families().registered.lock().await;
+            Arc::clone(families.entry(derived.family.clone()).or_default())
+        };
+        let mut arn = family.lock().await;
+        if let Some(arn) = &*arn {
+            return Ok(ensured(derived, arn.clone(), false));
+        }
+        let (found, created) = match self.read_task_definition(&derived.family).await {
+            Ok(described) => (arn_of(&described), false),
+            // ECS has no code of its own for a family that does not exist.
+            Err(error) if error.is("ClientException") => (self.register(&derived).await?, true),
+            Err(error) => return Err(error.into()),
+        };
+        *arn = Some(found.clone());
+        Ok(ensured(derived, found, created))
+    }
+
+    async fn register(&self, derived: &Derived) -> Result<String, AwsError> {
+        let subject = format!("task definition `{}`", derived.family);
+        let builder = self.ecs().register_task_definition();
+        let answer = raw_call!(self, "RegisterTaskDefinition", &subject, builder.clone(), Some(&derived.request))?;
+        Ok(arn_of(&answer))
+    }
+
+    /// Starts a single task. Request and answer are in the API's spelling.
+    ///
+    /// # Errors
+    /// [`AwsError`]: it was refused, or there is no capacity for it.
+    pub async fn run_task(&self, request: &Value) -> Result<Value, AwsError> {
+        let subject = format!("task definition `{}`", request["taskDefinition"].as_str().unwrap_or_default());
+        let mut request = request.clone();
+        if request["clientToken"].is_null() {
+            // The same for every try of this call, so that a lost answer starts nothing twice.
+            request["clientToken"] = random_name().into();
+        }
+        let mut answer = raw_call!(self, "RunTask", &subject, self.ecs().run_task(), Some(&request))?;
+        match answer["tasks"].as_array_mut().and_then(Vec::pop) {
+            Some(task) => Ok(task),
+            None => {
+                let failure = &answer["failures"][0];
+                let text = |field: &str| failure[field].as_str().unwrap_or_default();
+                let message = format!("ECS could not place the task: {} {}", text("reason"), text("detail"));
+                Err(AwsError::new("RunTask", &subject, "Failure", message.trim_end()))
+            }
+        }
+    }
+
+    /// Describes tasks in the API's spelling; those that ECS has forgotten are left out.
+    ///
+    /// # Errors
+    /// [`AwsError`]: they may not be read.
+    pub async fn describe_tasks(&self, cluster: &str, tasks: &[String]) -> Result<Vec<Value>, AwsError> {
+        let subject = format!("cluster `{cluster}`");
+        let mut found = Vec::new();
+        for some in tasks.chunks(TASKS_OF_A_REQUEST) {
+            let builder = self.ecs().describe_tasks().cluster(cluster).set_tasks(Some(some.to_vec()));
+            let mut answer = raw_call!(self, "DescribeTasks", &subject, builder.clone(), None)?;
+            if let Some(tasks) = answer["tasks"].as_array_mut() {
+                found.append(tasks);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Asks a task to end.
+    ///
+    /// # Errors
+    /// [`AwsError`]: it may not be stopped.
+    pub async fn stop_task(&self, cluster: &str, task: &str, reason: &str) -> Result<(), AwsError> {
+        let reason: String = reason.chars().take(255).collect();
+        let builder =
+            self.ecs().stop_task().cluster(cluster).task(task).set_reason((!reason.is_empty()).then_some(reason));
+        self.call("StopTask", task, || builder.clone().send()).await.map(drop)
+    }
+}
+
+fn arn_of(answer: &Value) -> String {
+    answer["taskDefinition"]["taskDefinitionArn"].as_str().unwrap_or_default().to_owned()
+}
+
+fn ensured(derived: Derived, arn: String, created: bool) -> Ensured {
+    let Derived { family, container_name, log, network_mode, .. } = derived;
+    Ensured { arn, family, created, container_name, log, network_mode }
+}

@@ -1,0 +1,114 @@
+"""Fixtures: the bench with a registry that stands in for ECR, and what the tutorial asks to be there first."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from bench_client import ACCOUNT, Bench
+
+IMAGE = f"zenmldocker/zenml:0.98.0-py{sys.version_info[0]}.{sys.version_info[1]}"
+LOG_GROUP = "/ecs/zenml"
+
+
+@dataclass(frozen=True)
+class Prerequisites:
+    """What has to be in an account before the tutorial begins; policies are not part of it."""
+
+    cluster_arn: str
+    task_definition_arn: str
+    execution_role: str
+    task_role: str
+    state_machine_role: str
+    scheduler_role: str
+    subnet_ids: list[str]
+    security_group_ids: list[str]
+    bucket: str
+    log_group: str = LOG_GROUP
+    account_id: str = ACCOUNT
+    region: str = "us-east-1"
+
+
+@pytest.fixture(scope="session")
+def bench_server() -> Iterator[Bench]:
+    """One bench for the whole session."""
+    bench = Bench.start()
+    yield bench
+    bench.stop()
+
+
+@pytest.fixture(scope="session")
+def ecr_registry(bench_server: Bench) -> str:
+    """host:port of a registry; `<account>.dkr.ecr.<region>.amazonaws.com` in an ECS image means it, too."""
+    return bench_server.registry
+
+
+@pytest.fixture
+def bench(bench_server: Bench) -> Iterator[Bench]:
+    """The bench without faults, counts and enforcement that an earlier test left."""
+    bench_server.reset()
+    yield bench_server
+    bench_server.reset()
+
+
+@pytest.fixture(scope="session")
+def step_image() -> str:
+    """An image with a shell and Python, which scripts/base-image makes."""
+    if subprocess.run(["docker", "image", "inspect", IMAGE], capture_output=True, check=False).returncode != 0:
+        pytest.fail(f"The image {IMAGE} is missing: run scripts/base-image first.")
+    return IMAGE
+
+
+@pytest.fixture(scope="session")
+def prerequisites(bench_server: Bench, step_image: str) -> Prerequisites:
+    """The tutorial's prerequisites, made once."""
+    ec2 = bench_server.client("ec2")
+    vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    subnets = [ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.9.{n}.0/24")["Subnet"]["SubnetId"] for n in (1, 2)]
+    group = ec2.create_security_group(GroupName="zenml", Description="steps", VpcId=vpc)["GroupId"]
+    cluster = bench_server.client("ecs").create_cluster(clusterName="zenml")["cluster"]["clusterArn"]
+    bench_server.client("logs").create_log_group(logGroupName=LOG_GROUP)
+    bench_server.client("s3").create_bucket(Bucket="zenml-artifacts")
+    anything = [{"Effect": "Allow", "Action": "*", "Resource": "*"}]
+    tasks, states = "ecs-tasks.amazonaws.com", "states.amazonaws.com"
+    execution_role = bench_server.role(anything, tasks, "zenml-execution")
+    task_role = bench_server.role(anything, tasks, "zenml-task")
+    definition = bench_server.client("ecs").register_task_definition(
+        family="zenml-template",
+        networkMode="awsvpc",
+        requiresCompatibilities=["FARGATE"],
+        cpu="512",
+        memory="1024",
+        executionRoleArn=execution_role,
+        taskRoleArn=task_role,
+        containerDefinitions=[
+            {
+                "name": "main",
+                "image": step_image,
+                "essential": True,
+                "stopTimeout": 5,
+                "logConfiguration": {
+                    "logDriver": "awslogs",
+                    "options": {
+                        "awslogs-group": LOG_GROUP,
+                        "awslogs-region": "us-east-1",
+                        "awslogs-stream-prefix": "zenml",
+                    },
+                },
+            }
+        ],
+    )["taskDefinition"]["taskDefinitionArn"]
+    return Prerequisites(
+        cluster_arn=cluster,
+        task_definition_arn=definition,
+        execution_role=execution_role,
+        task_role=task_role,
+        state_machine_role=bench_server.role(anything, states, "zenml-states"),
+        scheduler_role=bench_server.role(anything, "scheduler.amazonaws.com", "zenml-scheduler"),
+        subnet_ids=subnets,
+        security_group_ids=[group],
+        bucket="zenml-artifacts",
+    )

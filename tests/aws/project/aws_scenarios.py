@@ -1,0 +1,137 @@
+"""Pipelines of the end-to-end tests on the AWS bench: `python aws_scenarios.py NAME`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from datetime import timedelta
+from typing import Annotated
+
+from zenml import pipeline, step
+from zenml.config import DockerSettings
+from zenml.config.retry_config import StepRetryConfig
+from zenml.config.schedule import Schedule
+from zenml.enums import ExecutionMode
+
+DOCKER = DockerSettings(
+    parent_image=os.environ.get("TEST_IMAGE"), install_stack_requirements=False, python_package_installer="pip"
+)
+MODE = ExecutionMode(os.environ.get("TEST_MODE", "continue_on_failure"))
+SETTINGS = {"docker": DOCKER}
+
+
+@step(enable_cache=False)
+def numbers() -> Annotated[list[int], "numbers"]:
+    print("numbers are made")
+    return [1, 2, 3]
+
+
+@step(enable_cache=False)
+def total(values: list[int]) -> Annotated[int, "total"]:
+    print(f"the total is {sum(values)}")
+    return sum(values)
+
+
+@step(enable_cache=False)
+def broken(values: list[int]) -> int:
+    print("about to break")
+    raise RuntimeError("broken on purpose")
+
+
+@step(enable_cache=False)
+def killed(values: list[int]) -> int:
+    print("about to be killed", flush=True)
+    os.kill(os.getpid(), 9)
+    return 0
+
+
+@step(enable_cache=False, retry=StepRetryConfig(max_retries=2, delay=1))
+def second_time(values: list[int]) -> int:
+    """Fails once: the attempt's number is the version of its row."""
+    from zenml import get_step_context
+
+    version = get_step_context().step_run.version
+    print(f"attempt {version}")
+    if version < 2:
+        raise RuntimeError("not yet")
+    return version
+
+
+@step(enable_cache=False)
+def slow(values: list[int]) -> int:
+    print("slow begins", flush=True)
+    time.sleep(float(os.environ.get("SLOW_SECONDS", "120")))
+    return 1
+
+
+@step(enable_cache=False)
+def after(value: int) -> int:
+    print("after runs")
+    return value
+
+
+@step(enable_cache=False)
+def tells_secrets() -> Annotated[str, "seen"]:
+    """What a step sees of its secrets, without telling them."""
+    import hashlib
+
+    names = ("MY_API_KEY", "ZENML_STORE_API_TOKEN", "PLAIN")
+    return ";".join(f"{name}={hashlib.sha256(os.environ.get(name, '').encode()).hexdigest()[:8]}" for name in names)
+
+
+@pipeline(settings=SETTINGS)
+def chain() -> None:
+    total(numbers())
+
+
+@pipeline(settings=SETTINGS, execution_mode=MODE)
+def failing() -> None:
+    """A branch that breaks, one that is slower, and what follows on each."""
+    values = numbers()
+    after(broken(values))
+    after(slow(values), id="after_slow")
+
+
+@pipeline(settings=SETTINGS)
+def dying() -> None:
+    killed(numbers())
+
+
+@pipeline(settings=SETTINGS)
+def retried() -> None:
+    second_time(numbers())
+
+
+@pipeline(settings=SETTINGS)
+def waiting() -> None:
+    after(slow(numbers()))
+
+
+@pipeline(
+    settings={
+        **SETTINGS,
+        "orchestrator": {"environment": {"MY_API_KEY": os.environ.get("TEST_SECRET", "x"), "PLAIN": "1"}},
+    }
+)
+def secretive() -> None:
+    tells_secrets()
+
+
+@pipeline(settings=SETTINGS)
+def scheduled() -> None:
+    total(numbers())
+
+
+def main() -> None:
+    name = sys.argv[1]
+    if name == "scheduled":
+        scheduled.with_options(schedule=Schedule(name=sys.argv[2], cron_expression="0 8 * * 1-5"))()
+    elif name == "interval":
+        scheduled.with_options(schedule=Schedule(name=sys.argv[2], interval_second=timedelta(seconds=90)))()
+    else:
+        globals()[name]()
+
+
+if __name__ == "__main__":
+    main()
