@@ -158,9 +158,7 @@ def overlay(
         "ephemeral_storage_gib": settings.ephemeral_storage,
         # The container's program is in no image: it stands here, and the step's command in the override follows it.
         "entry_point": ["python", "-c", inspect.getsource(begin)],
-        "stop_timeout_seconds": (
-            round(settings.stop_grace_seconds) if "stop_grace_seconds" in settings.model_fields_set else None
-        ),
+        "stop_timeout_seconds": None if settings.stop_grace_seconds is None else round(settings.stop_grace_seconds),
         "log_configuration" if config.log_group else "default_log_configuration": logs,
         "tags": {**settings.tags, "step-engine": "task-definition"},
     }
