@@ -105,7 +105,7 @@ def test_how_tasks_fail_is_told(core: Core) -> None:
     missing_group = core.definition(log_configuration=log)["arn"]
     steps = [step(name) for name in ("memory", "image", "logs", "slow", "killed")]
     steps[3]["timeout_seconds"] = 3
-    hog = "python3 -c \"x = bytearray(3 << 30); import time; time.sleep(9)\""
+    hog = 'python3 -c "x = bytearray(3 << 30); import time; time.sleep(9)"'
     commands = {"memory": hog, "image": "true", "logs": "true", "slow": "sleep 60", "killed": "echo hi; sleep 60"}
     plan, machines = core.compile(steps, commands)
     text = machines[-1]["definition"]
