@@ -34,6 +34,9 @@ class Session:
         arn = f"arn:aws:ecs:eu-central-1:123456789012:task-definition/zenml-se-{len(self.overlays)}:1"
         return {"arn": arn, "created": True, "container_name": "main", "network_mode": "awsvpc"}
 
+    def describe_task_definition(self, _name: str) -> dict[str, Any]:
+        return {"taskDefinition": {"cpu": "1024", "memory": "2048"}}
+
     def deploy(self, machines: list[dict[str, Any]], **_: Any) -> dict[str, Any]:
         self.machines = machines
         return {"arn": "arn:machine", "created": ["arn:machine"]}
@@ -95,7 +98,10 @@ def test_equal_steps_share_a_task_definition_and_nothing_of_the_run_is_in_it() -
     assert TOKEN not in told and "hunter2" not in told
     definition = "arn:aws:ecs:eu-central-1:123456789012:task-definition/zenml-se-1:1"
     assert deployment.created == [definition, "arn:machine"]
-    assert deployment.estimated_dollars and deployment.estimated_dollars > 0
+    # Two tasks of the template's size for the minute that is billed at least, and the transitions.
+    tasks = 2 * (0.04048 + 2 * 0.004445) / 60
+    assert deployment.estimated_dollars == pytest.approx(tasks, abs=0.001)
+    assert deployment.estimated_dollars > tasks
 
 
 def test_without_a_backend_secrets_are_plain_as_the_user_chose() -> None:
