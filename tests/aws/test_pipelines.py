@@ -85,7 +85,7 @@ def test_a_failing_step(
     assert code == 1
     assert "StepFailedError" in output
     assert "Step `broken` failed: exit code 1" in output
-    assert "broken on purpose" in output.split("Its last output:")[1]
+    assert "broken on purpose" in output.rpartition("Its last output:")[2]
     run = aws_project.newest("failing")
     assert run.status.value == "failed"
     assert aws_project.steps(run) == {"numbers": ["completed"], "broken": ["failed"], **expected}
@@ -97,7 +97,7 @@ def test_a_container_that_dies_without_a_word(aws_project: Project) -> None:  # 
     code, output = aws_project.run("aws_scenarios.py", "dying")
     assert code == 1
     assert "Step `killed` failed: killed by SIGKILL" in output
-    assert "about to be killed" in output.split("Its last output:")[1]
+    assert "about to be killed" in output.rpartition("Its last output:")[2]
     run = aws_project.newest("dying")
     assert run.status.value == "failed"
     assert aws_project.steps(run) == {"numbers": ["completed"], "killed": ["failed"]}
