@@ -82,6 +82,14 @@ pub struct StepState {
     entered_at: Option<f64>,
 }
 
+impl StepState {
+    /// Whether ECS itself said that the last attempt's task is over.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.seen_over
+    }
+}
+
 /// The same for hosts.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StepView {

@@ -14,7 +14,6 @@ import pytest
 from bench_client import Bench, Credentials
 from conftest import Prerequisites
 from core_client import Core, session, step
-
 from step_engine import AwsSession
 from step_engine.errors import AwsError, PlanError
 
@@ -169,7 +168,9 @@ def test_expired_keys_are_renewed_during_a_watch(core: Core, bench: Bench) -> No
     assert watched.log("a") == ["one", "two"]
 
 
-def test_keys_that_are_incomplete_or_not_ours_to_renew_are_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_that_are_incomplete_or_not_ours_to_renew_are_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(PlanError):
         AwsSession(region="us-east-1", credentials={"access_key_id": "x"})
     with pytest.raises(AwsError) as caught:
