@@ -303,14 +303,14 @@ impl Watcher {
         let stream = place.as_ref().zip(task.container.as_deref().zip(task.arn.as_deref()));
         let stream = stream.and_then(|(place, (container, arn))| place.stream(container, arn));
         let details = AttemptDetails {
-            task: Some(TaskDetails {
+            task: Some(Box::new(TaskDetails {
                 arn: task.arn.clone().unwrap_or_default(),
                 cluster: task.cluster.unwrap_or_default(),
                 task_definition: task.task_definition.unwrap_or_default(),
                 container: task.container.unwrap_or_default(),
                 log_group: place.as_ref().map(|place| place.group.clone()),
                 log_stream: stream.clone(),
-            }),
+            })),
             ..AttemptDetails::default()
         };
         self.event(RunEvent::AttemptStarted { step: self.name(step), attempt: number, details });
