@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bench_client import ACCOUNT, REGION, Bench, Credentials
-
 from step_engine import AwsRun, AwsSession, compile_asl
 
 if TYPE_CHECKING:

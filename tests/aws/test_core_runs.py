@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 
@@ -9,7 +10,6 @@ import pytest
 from bench_client import Bench
 from conftest import Prerequisites
 from core_client import Core, session, step
-
 from step_engine import AwsRun
 from step_engine.errors import AwsError
 
@@ -108,10 +108,7 @@ def test_how_tasks_fail_is_told(core: Core) -> None:
     hog = 'python3 -c "x = bytearray(3 << 30); import time; time.sleep(9)"'
     commands = {"memory": hog, "image": "true", "logs": "true", "slow": "sleep 60", "killed": "echo hi; sleep 60"}
     plan, machines = core.compile(steps, commands)
-    text = machines[-1]["definition"]
-    import json
-
-    definition = json.loads(text)
+    definition = json.loads(machines[-1]["definition"])
 
     def point(states: dict) -> None:
         for name, state in states.items():
@@ -138,7 +135,10 @@ def test_how_tasks_fail_is_told(core: Core) -> None:
 
 
 def test_stop_ends_the_execution_and_its_tasks(core: Core, bench: Bench) -> None:
-    commands = {"a": "echo up; sleep 120", "b": "trap '' TERM; echo up; sleep 120 & wait; sleep 60"}
+    commands = {
+        "a": "trap 'sleep 3; echo last words; exit 1' TERM; echo up; sleep 120 & wait",
+        "b": "trap '' TERM; echo up; sleep 120 & wait; sleep 60",
+    }
     watched = core.start(*core.compile([step("a"), step("b"), step("c", "a")], commands | {"c": "true"}))
     for name in ("a", "b"):
         watched.until("log", step=name)
@@ -146,6 +146,9 @@ def test_stop_ends_the_execution_and_its_tasks(core: Core, bench: Bench) -> None
     assert stopped["was_running"] and len(stopped["stopped_tasks"]) == 2 and stopped["left_running"] == []
     summary = watched.finish()
     assert summary["status"] == "stopped"
+    assert watched.log("a") == ["up", "last words"]
+    exit_codes = {event["step"]: event["exit_code"] for event in watched.of("task_ended")}
+    assert exit_codes == {"a": 1, "b": 137}
     assert summary["steps"] == [("a", "stopped"), ("b", "stopped"), ("c", "skipped")]
     assert watched.of("stop_requested")[0]["reason"] == "enough"
     tasks = [event["arn"] for event in watched.of("task_ended")]
