@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
-from zenml.entrypoints.step_entrypoint_configuration import StepEntrypointConfiguration
 from zenml.pipelines.pipeline_definition import Pipeline
 
+from orchestrator.aws_plan import command
 from orchestrator.plan import build_plan
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def preview(path: str, name: str, config: str | None) -> tuple[dict[str, Any], d
 
 
 def _compiled(pipeline: Pipeline, config: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorSettings
+    from orchestrator.my_aws_orchestrator_flavor import StepFunctionsOrchestratorSettings
 
     configured = pipeline.with_options(config_path=config) if config else pipeline
     configured.prepare()
@@ -82,8 +82,8 @@ def _compiled(pipeline: Pipeline, config: str | None) -> tuple[dict[str, Any], d
         in_file = (file.steps or {}).get(step)
         levels = [*everywhere, configured.invocations[step].step.configuration.settings]
         settings = _settings([*levels, (in_file.settings if in_file else None) or {}])
-        timed[step] = LocalDockerOrchestratorSettings(timeout_seconds=settings.get("timeout_seconds"))
-        steps[step] = {**_renamed(settings, _TASK), "command": _command(step, {"input": "snapshot_id"})}
+        timed[step] = StepFunctionsOrchestratorSettings(timeout_seconds=settings.get("timeout_seconds"))
+        steps[step] = {**_renamed(settings, _TASK), "command": command(step)}
     plan = build_plan(snapshot, "", None, timed, {})  # pyright: ignore[reportArgumentType] (the same fields)
     return plan, {**_renamed(whole, _MACHINE), "steps": steps}
 
@@ -100,14 +100,6 @@ def _settings(levels: Sequence[Mapping[str, BaseSettings]]) -> dict[str, Any]:
 
 def _renamed(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     return {names[name]: value for name, value in settings.items() if name in names and value is not None}
-
-
-def _command(step: str, snapshot_id: dict[str, str]) -> list[str | dict[str, str]]:
-    """The step's entrypoint, whose snapshot comes from the execution's input."""
-    marker = "00000000-0000-0000-0000-000000000000"
-    arguments = StepEntrypointConfiguration.get_entrypoint_arguments(step_name=step, snapshot_id=marker)
-    command = [*StepEntrypointConfiguration.get_entrypoint_command(), *arguments]
-    return [snapshot_id if argument == marker else argument for argument in command]
 
 
 def _load(path: str) -> ModuleType:

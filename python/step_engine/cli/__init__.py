@@ -1,4 +1,4 @@
-"""The `step-engine` command: the engine, runs and their logs, stopping, state machines. Knows nothing of ZenML."""
+"""The `step-engine` command: the engine, runs and their logs, state machines, AWS accounts. Knows nothing of ZenML."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import sys
 from typing import TYPE_CHECKING
 
-from step_engine.cli import asl, runs
+from step_engine.cli import asl, doctor, runs
 from step_engine.errors import StepEngineError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from step_engine import DockerEngine
 
     try:
-        if options.handle in (asl.show, runs.show_runs, runs.show_logs):
+        if options.handle in (asl.show, doctor.examine, runs.show_runs, runs.show_logs):
             return int(options.handle(options))
         return int(options.handle(DockerEngine(), options))
     except StepEngineError as error:
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     stop.set_defaults(handle=_stop)
     runs.add_to(commands)
     asl.add_to(commands)
+    doctor.add_to(commands)
     return parser
 
 

@@ -109,4 +109,10 @@ def simulate(call: wire.Call) -> tuple[int, str, bytes]:
     return 200, "text/xml", body.encode()
 
 
-OWN_CALLS = {"iam:SimulatePrincipalPolicy": simulate}
+def quota(call: wire.Call) -> tuple[int, str, bytes]:
+    """servicequotas:GetServiceQuota, of which moto knows few."""
+    found = {"ServiceCode": call.parameters["ServiceCode"], "QuotaCode": call.parameters["QuotaCode"], "Value": 64.0}
+    return 200, "application/x-amz-json-1.1", json.dumps({"Quota": found}).encode()
+
+
+OWN_CALLS = {"iam:SimulatePrincipalPolicy": simulate, "servicequotas:GetServiceQuota": quota}

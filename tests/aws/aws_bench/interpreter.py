@@ -98,9 +98,11 @@ def error_name(error_name: str) -> Any:
 
 
 def repair_errors() -> None:
-    """Errors of AWS's own can be caught outside the Parallel or Map that they leave."""
+    """Errors of AWS's own can be caught, also outside the Parallel or Map that they leave."""
     for module in (branches_decl, iteration_worker, state_task_service_callback):
         module.CustomErrorName = error_name
+    # Errors of SDK integrations begin with the name of AWS's Java client.
+    state_task_service_aws_sdk._SERVICE_ERROR_NAMES |= {"s3": "S3", "sfn": "Sfn", "ecs": "Ecs"}
 
 
 def repair_endings() -> None:

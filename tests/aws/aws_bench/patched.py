@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from moto.core.config import default_user_config
 
 from aws_bench import definitions, ecs_api, executions, integrations, interpreter, machines, scheduling, stacks, tasks
@@ -21,4 +23,6 @@ __all__ = [
 
 def execute() -> None:
     """Lets Step Functions execute; without it moto answers from a script."""
+    # It prints the whole parsed machine with every error of a state.
+    logging.getLogger("moto.stepfunctions").setLevel(logging.CRITICAL)
     default_user_config["stepfunctions"] = {"execute_state_machine": True}

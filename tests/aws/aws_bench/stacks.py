@@ -1,11 +1,14 @@
-"""CloudFormation makes task definitions as ECS does; moto drops their size, network mode, roles and compatibilities."""
+"""What CloudFormation makes is what the services make: moto drops parts of task definitions, policies and routes."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from moto.core.utils import pascal_to_camelcase, remap_nested_keys
+from moto.ec2.models.subnets import SubnetBackend, SubnetRouteTableAssociation
 from moto.ecs.models import TaskDefinition, ecs_backends
+from moto.iam.models import Role
 
 
 def create_task_definition(
@@ -46,3 +49,19 @@ def create_task_definition(
 
 
 TaskDefinition.create_from_cloudformation_json = classmethod(create_task_definition)
+
+
+def put_policy(self: Role, policy_name: str, policy_json: Any) -> None:
+    """From a template the document comes as it is, and would be answered as Python writes it."""
+    text = policy_json if isinstance(policy_json, str) else json.dumps(policy_json)
+    self.policies[policy_name] = text
+
+
+def create_subnet_association(self: Any, route_table_id: str, subnet_id: str) -> SubnetRouteTableAssociation:
+    """Also tells the route table, which is what is asked later."""
+    self.associate_route_table(route_table_id, subnet_id=subnet_id)
+    return SubnetRouteTableAssociation(route_table_id, subnet_id)
+
+
+Role.put_policy = put_policy
+SubnetBackend.create_subnet_association = create_subnet_association
