@@ -198,10 +198,8 @@ impl<E: Executor> Driver<E> {
             }
         };
         // Nothing is recorded any more, and nobody waits for it.
-        self.unrecorded.clear();
-        for live in self.live.values_mut() {
-            live.record = None;
-        }
+        self.unrecorded.extend(self.live.values_mut().filter_map(|live| live.record.take()));
+        self.tell_recorded();
         let limit = if summary.left_running.is_empty() { CLEANUP_LIMIT } else { GIVEN_UP_CLEANUP_LIMIT };
         if !self.abandoned {
             let cleaned_up = async {

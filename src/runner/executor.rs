@@ -52,9 +52,11 @@ impl AttemptControl {
     ///
     /// Cancel safe.
     pub async fn recorded(&self) {
-        if let Some(recorded) = &self.recorded {
-            // An error is a runner that does not wait for this attempt any more.
-            drop(recorded.clone().wait_for(|recorded| *recorded).await);
+        if let Some(recorded) = &self.recorded
+            && recorded.clone().wait_for(|recorded| *recorded).await.is_err()
+        {
+            // A runner that dies says nothing.
+            std::future::pending::<()>().await;
         }
     }
 
@@ -110,8 +112,11 @@ pub trait AttemptSink: Send + Sync + 'static {
     fn started(&self, details: AttemptDetails);
     /// The process wrote something: raw bytes, cut anywhere.
     fn log(&self, stream: LogStream, bytes: Bytes);
-    /// The output that follows is all of it, from the beginning: what was kept and shown by a former owner comes again.
-    fn log_again(&self) {}
+    /// Whether the output may come again from its beginning, of which there are so many bytes: what a former owner kept is
+    /// then kept anew, and what it showed is not shown again. Otherwise only what is still to come is wanted.
+    fn log_again(&self, _bytes: u64) -> bool {
+        true
+    }
     /// What the attempt took, if the executor knows; before [`AttemptSink::settled`].
     fn measured(&self, _usage: Usage) {}
     /// The outcome is certain although cleaning up goes on; `Executor::run` must return the same outcome.

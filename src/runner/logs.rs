@@ -52,14 +52,16 @@ impl AttemptLog {
         (Self { file, partial: Default::default(), tail: VecDeque::new(), shown_before: 0 }, warning)
     }
 
-    /// All of the output comes again: the file begins anew, and as much as it had is not shown once more.
-    pub(super) fn restart(&mut self) {
-        let Some(file) = &self.file else { return };
+    /// All of the output comes again, at least so many bytes: the file begins anew, and as much as it had is not shown once
+    /// more. False when the file has more than that, which is then kept.
+    pub(super) fn restart(&mut self, bytes: u64) -> bool {
+        let Some(file) = &self.file else { return true };
         let kept = file.metadata().map_or(0, |metadata| metadata.len());
-        // What cannot be cut goes on instead: rather twice than not at all.
-        if file.set_len(0).is_ok() {
-            self.shown_before = kept;
+        if kept > bytes || file.set_len(0).is_err() {
+            return false;
         }
+        self.shown_before = kept;
+        true
     }
 
     /// The last lines of a file that a former owner kept.
@@ -287,7 +289,8 @@ mod tests {
         drop(log);
         assert_eq!(AttemptLog::kept_tail(&path), ["one", "two", "th"]);
         let (mut log, _) = AttemptLog::open(Some(&path));
-        log.restart();
+        assert!(!log.restart(9), "the engine's copy has lost its beginning");
+        assert!(log.restart(10));
         let shown: String =
             ["one\nt", "wo\nthr", "ee\nfour\n"].map(|piece| log.push(LogStream::Stdout, piece.as_bytes()).0).concat();
         assert_eq!(shown, "three\nfour\n");

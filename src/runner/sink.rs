@@ -119,8 +119,8 @@ impl AttemptSink for Sink {
         }
     }
 
-    fn log_again(&self) {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).restart();
+    fn log_again(&self, bytes: u64) -> bool {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).restart(bytes)
     }
 
     fn measured(&self, usage: Usage) {

@@ -114,7 +114,7 @@ impl Executor for World {
         let id = (spec.name.to_string(), spec.attempt);
         let process = self.processes.lock().unwrap().get(&id).cloned()?;
         sink.started(AttemptDetails::default());
-        sink.log_again();
+        assert!(sink.log_again(6));
         sink.log(LogStream::Stdout, Bytes::from_static(b"hello\n"));
         let outcome = self.follow(&id, &process, control.clone()).await;
         self.settle(&id, &outcome, &control, &*sink).await;
