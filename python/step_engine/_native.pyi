@@ -140,6 +140,39 @@ class DockerRun:
         run_directory: str | None = None,
         component: str = "",
     ) -> DockerRun: ...
+    @staticmethod
+    def resume(
+        engine: DockerEngine,
+        containers: dict[str, dict[str, Any]],
+        *,
+        run_directory: str,
+        component: str = "",
+        alive_until_unix_seconds: float | None = None,
+        completed: set[str] | None = None,
+    ) -> DockerRun:
+        """Goes on with a run whose owner died, from the journal in its directory. The caller must be its only owner.
+
+        Containers that still run are adopted, the end of those that ended meanwhile is read, what never began is started.
+        Events of the past are not delivered again, see `read_run`.
+
+        Args:
+            engine: The engine.
+            containers: As for a new run.
+            run_directory: The run's directory.
+            component: Name of the stack component, for a label.
+            alive_until_unix_seconds: When its owner was last seen to live: from then on the run's clock stands still. None:
+                at the last line of the journal.
+            completed: Steps that are known to have done their work. Only asked where nothing else is left of an attempt.
+
+        Returns:
+            A run that was not started yet.
+
+        Raises:
+            StepEngineError: The journal is missing or damaged, or another version wrote it.
+            PlanError: A step has no container.
+            DockerError: A container is described wrongly.
+        """
+
     @property
     def warnings(self) -> list[str]:
         """Requests that were changed so that they can run."""
