@@ -259,7 +259,8 @@ impl Chaos {
         }
         let names: Vec<String> = (0..steps).map(name).collect();
         let containers = cold(&fixture, &names.iter().map(String::as_str).collect::<Vec<_>>(), &more);
-        let upstream = |at: usize| (0..at).filter(move |up| (at * 7 + up * 13).is_multiple_of(5)).map(|up| names[up].clone());
+        let upstream =
+            |at: usize| (0..at).filter(move |up| (at * 7 + up * 13).is_multiple_of(5)).map(|up| names[up].clone());
         let steps: Vec<Value> =
             (0..steps).map(|at| json!({"name": names[at], "upstream": upstream(at).collect::<Vec<_>>()})).collect();
         let plan = json!({"run_id": fixture.run_id, "pipeline": "chaos", "max_parallelism": 3, "steps": steps,
