@@ -62,7 +62,7 @@ def drive_dynamic(run: DockerRun, engine: DockerEngine, job: Mapping[str, Any]) 
     """
     session = DynamicSession(run, engine, job)
     publisher = DynamicRunPublisher(UUID(job["pipeline_run_id"]), UUID(job["component_id"]), session.step_run_of)
-    Driver(run, publisher, [LEADER], job["run_directory"], session).drive()
+    Driver(run, publisher, [LEADER], job["run_directory"], session=session).drive()
 
 
 class DynamicSession:

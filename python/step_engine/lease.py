@@ -1,4 +1,4 @@
-"""Who drives a run: a lock on a file in the run's directory, held for as long as its owner lives."""
+"""Who drives a run: a lock on a file in the run's directory, held for as long as its owner lives, and its heartbeat."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ from step_engine.errors import RunOwnedError
 
 FILE_NAME = "owner.lock"
 
+BEAT_SECONDS = 2.0
+"""How often an owner shows that it lives."""
+
+_SILENCE_SECONDS = 30.0
+"""Where there are no locks, an owner that has been silent for so long is dead."""
+
 _PATIENCE_SECONDS = 2.0
 """Whoever looks whether an owner lives holds the lock for a moment."""
 
@@ -21,7 +27,7 @@ _PATIENCE_SECONDS = 2.0
 class Lease:
     """Holds a run for this process. The system lets go of it when the process ends, however it ends.
 
-    Platforms without such locks have no lease: nobody is refused there.
+    Where there are no such locks, the heartbeat alone tells.
     """
 
     def __init__(self, file: IO[str]) -> None:
@@ -48,7 +54,7 @@ class Lease:
         file = (directory / FILE_NAME).open("a+")
         try:
             deadline = time.monotonic() + _PATIENCE_SECONDS
-            while _try_lock(file, shared=False) is False:
+            while _is_taken(file):
                 if time.monotonic() > deadline:
                     held_by = _read(file)
                     who = f"process {held_by['pid']} on {held_by['host']}" if held_by else "another process"
@@ -65,8 +71,16 @@ class Lease:
             raise
         return cls(file)
 
+    def beat(self) -> None:
+        """Shows that the owner lives. A full disk does not matter."""
+        with contextlib.suppress(OSError):
+            os.utime(self._file.fileno())
+
     def release(self) -> None:
         """Lets go."""
+        with contextlib.suppress(OSError):
+            # Where there are no locks, silence says it.
+            os.utime(self._file.fileno(), (0, 0))
         self._file.close()
 
 
@@ -87,7 +101,34 @@ def owner_lives(run_directory: str | os.PathLike[str]) -> bool | None:
     with file:
         # Shared, so that two who look do not take each other for an owner.
         locked = _try_lock(file, shared=True)
-        return None if locked is None else not locked
+        return _beats(file) if locked is None else not locked
+
+
+def last_beat(run_directory: str | os.PathLike[str]) -> float | None:
+    """When the owner of a run was last seen to live.
+
+    Args:
+        run_directory: The run's directory.
+
+    Returns:
+        Seconds since 1970; None when it left no heartbeat, or took leave.
+    """
+    try:
+        return (Path(run_directory) / FILE_NAME).stat().st_mtime or None
+    except OSError:
+        return None
+
+
+def _is_taken(file: IO[str]) -> bool:
+    locked = _try_lock(file, shared=False)
+    if locked is None:
+        held_by = _read(file)
+        return held_by is not None and held_by["pid"] != os.getpid() and _beats(file)
+    return not locked
+
+
+def _beats(file: IO[str]) -> bool:
+    return time.time() - os.fstat(file.fileno()).st_mtime < _SILENCE_SECONDS
 
 
 def _read(file: IO[str]) -> dict[str, Any] | None:

@@ -100,9 +100,16 @@ def test_workers_do_not_survive_a_killed_client(
         # The step itself goes on to its end, as in any container.
         until(lambda: ended("abandoned").attempts["lasts"] == ["completed"], "the step to end")
         until(lambda: not alive(label), "the last container to end", 10)
-        project.zenml("pipeline", "runs", "refresh", label)
+        told = project.zenml("pipeline", "runs", "refresh", label)
+        assert f"`step-engine resume {label}` goes on with it" in " ".join(told.split())
+        assert ended("abandoned").status == "running"
+        code, output = project.step_engine("resume", label)
+        assert code == 0, output
+        assert "lasts | -- completed" in output
         run = ended("abandoned")
-        assert (run.status, run.containers) == ("failed", [])
+        assert (run.status, run.containers) == ("completed", [])
+        assert run.attempts == {"lasts": ["completed"], "after": ["completed"]}
+        assert run.rows["lasts"].run_metadata["outcome"] == "completed"
     finally:
         left = ended("abandoned").containers
         if left:

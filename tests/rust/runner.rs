@@ -5,4 +5,5 @@ mod host;
 mod journal;
 mod journalled;
 mod logs;
+mod resumed;
 mod running;
