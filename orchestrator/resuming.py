@@ -66,8 +66,9 @@ def resume(directory: str) -> None:
     snapshot = patiently(lambda: client.zen_store.get_snapshot(snapshot_id))
     if snapshot.is_dynamic:
         raise StepEngineError(
-            f"Run {run_id} is dynamic: its orchestration goes on by itself as far as it can. Once its containers are gone, "
-            f"`zenml pipeline runs refresh {run_id}` ends it and `zenml pipeline runs retry {run_id}` runs what is left."
+            f"Run {run_id} is dynamic: its orchestration goes on by itself as far as it can. Once its containers are "
+            f"gone, `zenml pipeline runs refresh {run_id}` ends it and `zenml pipeline runs retry {run_id}` runs what is "
+            "left."
         )
     stack = Stack.from_model(run.stack)
     orchestrator = stack.orchestrator
