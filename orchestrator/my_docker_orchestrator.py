@@ -15,9 +15,10 @@ from zenml.config.global_config import GlobalConfiguration
 from zenml.constants import METADATA_ORCHESTRATOR_RUN_ID
 from zenml.enums import ExecutionMode, ExecutionStatus, StackComponentType
 from zenml.logger import get_logger
-from zenml.orchestrators import ContainerizedOrchestrator, SubmissionResult
+from zenml.orchestrators import SubmissionResult
 from zenml.stack import StackValidator
 
+from orchestrator.isolated_steps import IsolatedSteps
 from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorConfig, LocalDockerOrchestratorSettings
 from orchestrator.plan import ENV_RUN_ID, build_container, build_plan, default_user, plan_warm_starts
 from orchestrator.resuming import give_up, is_resumable, read_pins, step_environments, write_pins
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from zenml.config.base_settings import BaseSettings
     from zenml.config.step_run_info import StepRunInfo
     from zenml.metadata.metadata_types import MetadataType
-    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse, StepRunResponse
+    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
     from zenml.stack import Stack
 
 logger = get_logger(__name__)
@@ -35,7 +36,7 @@ logger = get_logger(__name__)
 _NO_SCHEDULES = "The Docker orchestrator does not support schedules; run the pipeline without one."
 
 
-class LocalDockerOrchestrator(ContainerizedOrchestrator):
+class LocalDockerOrchestrator(IsolatedSteps):
     """Runs every step of a pipeline in a Docker container on one host, in parallel."""
 
     @property
@@ -192,60 +193,6 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
             ),
         }
         return self._carry_out(engine, job, snapshot)
-
-    def submit_isolated_step(self, step_run_info: StepRunInfo, environment: dict[str, str]) -> None:
-        """Has the host run a step in a container of its own. Called in the orchestration container.
-
-        Args:
-            step_run_info: The step.
-            environment: Not used: the host takes nothing from here but the step's name.
-        """
-        from orchestrator.container import control
-
-        control.call("submit", step_run_info.step_run_id, step_run_info.pipeline_step_name)
-
-    def get_isolated_step_status(self, step_run: StepRunResponse) -> ExecutionStatus:
-        """Asks the host where an isolated step stands. Called in the orchestration container.
-
-        Args:
-            step_run: The step run.
-
-        Returns:
-            What became of its container.
-        """
-        from orchestrator.container import control
-
-        return ExecutionStatus(control.call("status", step_run.id))
-
-    def wait_for_isolated_step(self, step_run: StepRunResponse) -> ExecutionStatus:
-        """Waits for an isolated step. Called in the orchestration container; returns at the moment that the step ends.
-
-        Args:
-            step_run: The step run.
-
-        Returns:
-            What became of its container; what ZenML knows when the host cannot tell.
-        """
-        from orchestrator.container import control
-
-        while True:
-            try:
-                status = ExecutionStatus(control.call("status", step_run.id, wait_seconds=control.WAIT_SECONDS))
-            except control.ControlError as error:
-                logger.warning("%s", error)
-                return super().wait_for_isolated_step(step_run)
-            if status.is_finished:
-                return status
-
-    def stop_isolated_step(self, step_run: StepRunResponse) -> None:
-        """Has the host stop an isolated step. Called in the orchestration container.
-
-        Args:
-            step_run: The step run.
-        """
-        from orchestrator.container import control
-
-        control.call("stop", step_run.id)
 
     def _identity(self, run_id: str, pipeline_run_id: UUID) -> dict[str, Any]:
         return {
