@@ -422,6 +422,8 @@ impl<E: Executor> Driver<E> {
     fn on_joined(&mut self, ended: Result<(Id, Outcome), tokio::task::JoinError>) {
         let (id, outcome) = match ended {
             Ok((id, outcome)) => (id, outcome),
+            // The runtime goes down, and this owner with it. That says nothing of the step, and must not be written down.
+            Err(error) if error.is_cancelled() => return,
             Err(error) => (error.id(), Outcome::Lost { reason: format!("its supervision failed: {error}") }),
         };
         if let Some((step, attempt)) = self.of_task.remove(&id) {
