@@ -51,7 +51,7 @@ class Lease:
         directory = Path(run_directory)
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)
-        file = (directory / FILE_NAME).open("a+")
+        file = os.fdopen(os.open(directory / FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+")
         try:
             deadline = time.monotonic() + _PATIENCE_SECONDS
             while _is_taken(file):
