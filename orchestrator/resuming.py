@@ -39,18 +39,15 @@ def resume(directory: str) -> None:
         RunInterruptedError: The run was stopped.
     """
     from step_engine import read_run
-    from step_engine.errors import RunOwnedError, StepEngineError
-    from step_engine.lease import owner_lives
+    from step_engine.errors import StepEngineError
+    from step_engine.lease import refuse_living
     from zenml.client import Client
     from zenml.stack import Stack
 
     from orchestrator.my_docker_orchestrator import LocalDockerOrchestrator
     from orchestrator.publishing import patiently
 
-    if owner_lives(directory):
-        raise RunOwnedError(
-            f"The run in {directory} is driven by a process that lives; nothing was changed.", directory
-        )
+    refuse_living(directory)
     record = read_run(directory)
     if record is None:
         raise StepEngineError(f"There is no journal in {directory}, so nobody knows what became of the run.")

@@ -56,11 +56,7 @@ class Lease:
             deadline = time.monotonic() + _PATIENCE_SECONDS
             while _is_taken(file):
                 if time.monotonic() > deadline:
-                    held_by = _read(file)
-                    who = f"process {held_by['pid']} on {held_by['host']}" if held_by else "another process"
-                    raise RunOwnedError(
-                        f"The run in {directory} is driven by {who}; nothing was changed.", str(directory), held_by
-                    )
+                    raise _owned(directory, _read(file))
                 time.sleep(0.05)
             # A full disk takes no name; the lock holds without. Unbuffered: closing must not try again.
             with contextlib.suppress(OSError):
@@ -104,6 +100,20 @@ def owner_lives(run_directory: str | os.PathLike[str]) -> bool | None:
         return _beats(file) if locked is None else not locked
 
 
+def refuse_living(run_directory: str | os.PathLike[str]) -> None:
+    """Makes sure that nobody drives a run at this moment, without taking it.
+
+    Args:
+        run_directory: The run's directory.
+
+    Raises:
+        RunOwnedError: Its owner lives.
+    """
+    if owner_lives(run_directory):
+        with (Path(run_directory) / FILE_NAME).open("r") as file:
+            raise _owned(Path(run_directory), _read(file))
+
+
 def last_beat(run_directory: str | os.PathLike[str]) -> float | None:
     """When the owner of a run was last seen to live.
 
@@ -117,6 +127,11 @@ def last_beat(run_directory: str | os.PathLike[str]) -> float | None:
         return (Path(run_directory) / FILE_NAME).stat().st_mtime or None
     except OSError:
         return None
+
+
+def _owned(directory: Path, held_by: dict[str, Any] | None) -> RunOwnedError:
+    who = f"process {held_by['pid']} on {held_by['host']}" if held_by else "another process"
+    return RunOwnedError(f"The run in {directory} is driven by {who}; nothing was changed.", str(directory), held_by)
 
 
 def _is_taken(file: IO[str]) -> bool:
