@@ -210,7 +210,7 @@ def is_resumable(directory: str) -> bool:
         record = read_run(directory)
     except StepEngineError:
         return False
-    return record is not None and not (Path(directory) / GIVEN_UP).exists()
+    return record is not None and record["summary"] is None and not (Path(directory) / GIVEN_UP).exists()
 
 
 def step_environments(

@@ -30,9 +30,10 @@ class Lease:
     Where there are no such locks, the heartbeat alone tells.
     """
 
-    def __init__(self, file: IO[str]) -> None:
+    def __init__(self, file: IO[str], path: Path) -> None:
         """Keeps the locked file."""
         self._file = file
+        self._path = path
 
     @classmethod
     def take(cls, run_directory: str | os.PathLike[str]) -> Lease:
@@ -65,18 +66,18 @@ class Lease:
         except BaseException:
             file.close()
             raise
-        return cls(file)
+        return cls(file, directory / FILE_NAME)
 
     def beat(self) -> None:
         """Shows that the owner lives. A full disk does not matter."""
         with contextlib.suppress(OSError):
-            os.utime(self._file.fileno())
+            os.utime(self._path)
 
     def release(self) -> None:
         """Lets go."""
         with contextlib.suppress(OSError):
             # Where there are no locks, silence says it.
-            os.utime(self._file.fileno(), (0, 0))
+            os.utime(self._path, (0, 0))
         self._file.close()
 
 

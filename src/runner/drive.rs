@@ -76,7 +76,7 @@ pub async fn drive<E: Executor>(
     notices: NoticeSender,
 ) -> RunSummary {
     let scheduler = Scheduler::new(Arc::clone(&run.plan), &run.admission, ScheduleOptions { prepare: run.prepare });
-    let (mut driver, inbox) = Driver::new(run, scheduler, Instant::now(), executor, notices);
+    let (mut driver, inbox) = Driver::new(run, scheduler, executor, notices);
     driver.begin();
     driver.run(inbox, cancels).await
 }
@@ -97,9 +97,8 @@ pub async fn resume<E: Executor>(
         &mut left.scheduler,
         Scheduler::new(Arc::clone(&run.plan), &run.admission, ScheduleOptions { prepare: run.prepare }),
     );
-    let real_now = Instant::now();
-    let begun = real_now.checked_sub(now.max(left.at)).unwrap_or(real_now);
-    let (mut driver, inbox) = Driver::new(run, scheduler, begun, executor, notices);
+    let (mut driver, inbox) = Driver::new(run, scheduler, executor, notices);
+    driver.behind = now.max(left.at);
     driver.ledger = driver.run.log_directory.as_ref().map(|directory| Ledger::go_on(directory, journal));
     driver.take_over(left, &completed).await;
     driver.run(inbox, cancels).await
@@ -109,13 +108,13 @@ impl<E: Executor> Driver<E> {
     fn new(
         run: Run,
         scheduler: Scheduler,
-        begun: Instant,
         executor: Arc<E>,
         notices: NoticeSender,
     ) -> (Self, mpsc::UnboundedReceiver<Message>) {
         let (messages, inbox) = mpsc::unbounded_channel();
         let driver = Self {
-            begun,
+            begun: Instant::now(),
+            behind: Duration::ZERO,
             scheduler,
             executor,
             notices,
@@ -147,6 +146,8 @@ struct Driver<E> {
     of_task: HashMap<Id, (StepIndex, u32)>,
     live: HashMap<(StepIndex, u32), Live>,
     begun: Instant,
+    /// Time of the run at that moment: what a former owner has behind it.
+    behind: Duration,
     wake_at: Option<Duration>,
     /// When to look at unfinished log lines.
     look_at: Option<Instant>,
@@ -179,7 +180,7 @@ impl<E: Executor> Driver<E> {
             if let Some(summary) = self.summary.take() {
                 break summary;
             }
-            let wake = self.wake_at.map(|at| self.begun + at);
+            let wake = self.wake_at.map(|at| self.begun + at.saturating_sub(self.behind));
             tokio::select! {
                 // What an attempt said before it ended is heard before its end.
                 biased;
@@ -295,7 +296,7 @@ impl<E: Executor> Driver<E> {
     }
 
     fn feed(&mut self, input: Input) {
-        let now = self.begun.elapsed();
+        let now = self.behind + self.begun.elapsed();
         self.wake_at = None;
         let effects = self.scheduler.handle(now, input.clone());
         let Some(ledger) = &mut self.ledger else {
