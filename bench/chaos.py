@@ -55,7 +55,7 @@ def main() -> int:
         for at in range(arguments.runs):
             # Every fault in both isolation modes.
             fault = arguments.faults[at % len(arguments.faults)]
-            isolation = ("container", "process")[at // len(arguments.faults) % 2]
+            isolation = ("container", "process")[(at + at // len(arguments.faults)) % 2]
             begun = time.monotonic()
             try:
                 what = chaos.one(arguments.seed * 10_000 + at, fault, isolation)

@@ -96,8 +96,10 @@ def retry(run_id: str) -> None:
         raise StepEngineError(f"Run {run_id} has not ended ({run.status.value}).")
     if run.status.is_successful:
         raise StepEngineError(f"Run {run_id} completed; there is nothing to run again.")
-    if run.snapshot is None or run.stack is None:
-        raise StepEngineError(f"ZenML has no snapshot or no stack of run {run_id} any more; it cannot be run again.")
+    if run.snapshot is None or run.stack is None or run.pipeline is None:
+        raise StepEngineError(
+            f"ZenML does not have the snapshot, stack or pipeline of run {run_id} any more; it cannot be run again."
+        )
     stack = Stack.from_model(run.stack)
     if not isinstance(stack.orchestrator, LocalDockerOrchestrator):
         raise StepEngineError(f"Run {run_id} is not one of the Docker orchestrator.")
@@ -105,7 +107,7 @@ def retry(run_id: str) -> None:
         # ZenML looks for artifacts to reuse with the active one.
         client = _with_stack(run.stack.id)
     source = client.zen_store.get_snapshot(run.snapshot.id)
-    snapshot = client.zen_store.create_snapshot(_again(source))
+    snapshot = client.zen_store.create_snapshot(_again(source, run.stack.id, run.pipeline.id))
     again = create_placeholder_run(snapshot=snapshot, original_run_id=run.id)
     logger.info("Run %s runs again what did not complete of run %s.", again.id, run_id)
     submit_pipeline(snapshot=snapshot, stack=stack, placeholder_run=again)
@@ -120,7 +122,7 @@ def _with_stack(stack_id: UUID) -> Client:
     return Client()
 
 
-def _again(source: PipelineSnapshotResponse) -> PipelineSnapshotRequest:
+def _again(source: PipelineSnapshotResponse, stack_id: UUID, pipeline_id: UUID) -> PipelineSnapshotRequest:
     """The same snapshot, with the order to skip what succeeded."""
     from zenml.models import CodeReferenceRequest, PipelineSnapshotRequest
 
@@ -134,8 +136,8 @@ def _again(source: PipelineSnapshotResponse) -> PipelineSnapshotRequest:
         client_environment=source.client_environment,
         client_version=source.client_version,
         server_version=source.server_version,
-        stack=source.stack.id if source.stack else None,
-        pipeline=source.pipeline.id if source.pipeline else None,
+        stack=stack_id,
+        pipeline=pipeline_id,
         build=source.build.id if source.build else None,
         code_reference=CodeReferenceRequest(
             commit=code.commit, subdirectory=code.subdirectory, code_repository=code.code_repository.id

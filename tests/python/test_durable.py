@@ -89,6 +89,11 @@ def has(kept: Kept, kind: str, step: str) -> bool:
     return any(event["kind"] == kind and event["step"] == step for event in kept.events() if "step" in event)
 
 
+def told_of(kept: Kept, capsys: pytest.CaptureFixture[str]) -> str:
+    assert kept.command("runs", "--json") == 0
+    return capsys.readouterr().out
+
+
 def test_an_order_is_taken_once_and_only_whole(tmp_path: Path) -> None:
     assert orders.take(tmp_path) == 0
     orders.give(tmp_path, "stop")
@@ -146,6 +151,7 @@ def test_a_run_without_a_journal_cannot_be_gone_on_with(kept: Kept) -> None:
     kept.directory.mkdir(parents=True)
     with pytest.raises(StepEngineError, match=r"journal\.jsonl: No such file"):
         kept.resume()
+    assert kept.command("resume") == 1
 
 
 def test_a_run_is_watched_and_stopped_from_other_terminals(kept: Kept, until, capsys) -> None:
@@ -182,6 +188,7 @@ def test_a_dead_owner_is_told_with_what_to_do(kept: Kept, until, capsys) -> None
     told = capsys.readouterr()
     assert "abandoned" in told.out
     assert "step-engine resume RUN" in told.err
+    assert json.loads(told_of(kept, capsys))[0]["status"] == "abandoned"
     assert kept.command("retry", kept.run_id) == 1
     assert "step-engine resume" in capsys.readouterr().err
     assert kept.command("stop", kept.run_id, "--force") == 0
