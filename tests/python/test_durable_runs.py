@@ -40,7 +40,7 @@ def test_a_run_in_the_background_is_watched_and_stopped_from_other_terminals(
     marker.unlink(missing_ok=True)
     code, output = project.run("watched")
     assert code == 0, output
-    until(marker.exists, "the step to run", 120)
+    until(marker.exists, "the step to run", 300)
     run_id = str(project.ended("watched").run.id)
     watching = subprocess.Popen(
         [str(Path(sys.executable).parent / "step-engine"), "attach", run_id],
@@ -67,7 +67,7 @@ def test_a_run_whose_owner_died_can_be_given_up(project: Project, until: Callabl
     marker = project.scratch / "sleeping"
     marker.unlink(missing_ok=True)
     process = project.start("interrupted")
-    until(marker.exists, "the step to run", 120)
+    until(marker.exists, "the step to run", 300)
     process.kill()
     process.wait()
     run_id = str(project.ended("interrupted").run.id)
