@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zenml.logger import get_logger
@@ -156,10 +157,16 @@ class Driver:
             kind = event["kind"]
             if kind == "stop_requested":
                 self._stops_running |= event["stops_running"]
-            elif kind in ("attempt_started", "attempt_measured") or (
-                kind == "step_finished" and not self._publisher.knows_outcome(event["step"])
-            ):
+            elif kind in ("attempt_started", "attempt_measured"):
                 self._handle(event)
+            elif kind == "step_finished":
+                if event["status"] == "stopped":
+                    self._stopped.append(event["step"])
+                self._desk.do(partial(self._tell_unless_known, event, self._details.get(event["step"])))
+
+    def _tell_unless_known(self, event: dict[str, Any], details: dict[str, Any] | None) -> None:
+        if not self._publisher.knows_outcome(event["step"]):
+            self._step_finished(event, details)
 
     def _pump(self, beat: Callable[[], None]) -> None:
         look: threading.Event | None = None

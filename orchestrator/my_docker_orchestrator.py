@@ -406,11 +406,12 @@ class LocalDockerOrchestrator(IsolatedSteps):
         with process.stdin as pipe:
             pipe.write(json.dumps(job).encode())
         logger.info(
-            "The run goes on in the background (process %d). Follow it: tail -f %s "
-            "Stop it: zenml pipeline runs stop %s",
+            "The run goes on in the background (process %d). Watch it: step-engine attach %s "
+            "Stop it: zenml pipeline runs stop %s What the process says is in %s",
             process.pid,
-            output_path,
             job["pipeline_run_id"],
+            job["pipeline_run_id"],
+            output_path,
         )
 
     def _stop_run(self, run: PipelineRunResponse, graceful: bool = False) -> None:

@@ -39,18 +39,15 @@ def resume(directory: str) -> None:
         RunInterruptedError: The run was stopped.
     """
     from step_engine import read_run
-    from step_engine.errors import RunOwnedError, StepEngineError
-    from step_engine.lease import owner_lives
+    from step_engine.errors import StepEngineError
+    from step_engine.lease import refuse_living
     from zenml.client import Client
     from zenml.stack import Stack
 
     from orchestrator.my_docker_orchestrator import LocalDockerOrchestrator
     from orchestrator.publishing import patiently
 
-    if owner_lives(directory):
-        raise RunOwnedError(
-            f"The run in {directory} is driven by a process that lives; nothing was changed.", directory
-        )
+    refuse_living(directory)
     record = read_run(directory)
     if record is None:
         raise StepEngineError(f"There is no journal in {directory}, so nobody knows what became of the run.")
@@ -105,8 +102,10 @@ def retry(run_id: str) -> None:
         raise StepEngineError(f"Run {run_id} has not ended ({run.status.value}).")
     if run.status.is_successful:
         raise StepEngineError(f"Run {run_id} completed; there is nothing to run again.")
-    if run.snapshot is None or run.stack is None:
-        raise StepEngineError(f"ZenML has no snapshot or no stack of run {run_id} any more; it cannot be run again.")
+    if run.snapshot is None or run.stack is None or run.pipeline is None:
+        raise StepEngineError(
+            f"ZenML does not have the snapshot, stack or pipeline of run {run_id} any more; it cannot be run again."
+        )
     stack = Stack.from_model(run.stack)
     if not isinstance(stack.orchestrator, LocalDockerOrchestrator):
         raise StepEngineError(f"Run {run_id} is not one of the Docker orchestrator.")
@@ -114,7 +113,7 @@ def retry(run_id: str) -> None:
         # ZenML looks for artifacts to reuse with the active one.
         client = _with_stack(run.stack.id)
     source = client.zen_store.get_snapshot(run.snapshot.id)
-    snapshot = client.zen_store.create_snapshot(_again(source))
+    snapshot = client.zen_store.create_snapshot(_again(source, run.stack.id, run.pipeline.id))
     again = create_placeholder_run(snapshot=snapshot, original_run_id=run.id)
     logger.info("Run %s runs again what did not complete of run %s.", again.id, run_id)
     submit_pipeline(snapshot=snapshot, stack=stack, placeholder_run=again)
@@ -129,7 +128,7 @@ def _with_stack(stack_id: UUID) -> Client:
     return Client()
 
 
-def _again(source: PipelineSnapshotResponse) -> PipelineSnapshotRequest:
+def _again(source: PipelineSnapshotResponse, stack_id: UUID, pipeline_id: UUID) -> PipelineSnapshotRequest:
     """The same snapshot, with the order to skip what succeeded."""
     from zenml.models import CodeReferenceRequest, PipelineSnapshotRequest
 
@@ -143,8 +142,8 @@ def _again(source: PipelineSnapshotResponse) -> PipelineSnapshotRequest:
         client_environment=source.client_environment,
         client_version=source.client_version,
         server_version=source.server_version,
-        stack=source.stack.id if source.stack else None,
-        pipeline=source.pipeline.id if source.pipeline else None,
+        stack=stack_id,
+        pipeline=pipeline_id,
         build=source.build.id if source.build else None,
         code_reference=CodeReferenceRequest(
             commit=code.commit, subdirectory=code.subdirectory, code_repository=code.code_repository.id
@@ -219,7 +218,7 @@ def is_resumable(directory: str) -> bool:
         record = read_run(directory)
     except StepEngineError:
         return False
-    return record is not None and not (Path(directory) / GIVEN_UP).exists()
+    return record is not None and record["summary"] is None and not (Path(directory) / GIVEN_UP).exists()
 
 
 def step_environments(

@@ -1,6 +1,6 @@
 //! Carries a scheduler's effects out and feeds it what happens.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,7 +93,7 @@ pub async fn drive<E: Executor, O: Into<Order>>(
     notices: NoticeSender,
 ) -> RunSummary {
     let scheduler = Scheduler::new(Arc::clone(&run.plan), &run.admission, ScheduleOptions { prepare: run.prepare });
-    let (mut driver, inbox) = Driver::new(run, scheduler, Instant::now(), executor, notices);
+    let (mut driver, inbox) = Driver::new(run, scheduler, executor, notices);
     driver.begin();
     driver.run(inbox, orders).await
 }
@@ -109,49 +109,19 @@ pub async fn resume<E: Executor, O: Into<Order>>(
     orders: mpsc::UnboundedReceiver<O>,
     notices: NoticeSender,
 ) -> RunSummary {
-    let Resumption { journal, mut left, now, completed } = resumption;
-    let scheduler = std::mem::replace(
-        &mut left.scheduler,
-        Scheduler::new(Arc::clone(&run.plan), &run.admission, ScheduleOptions { prepare: run.prepare }),
-    );
-    let real_now = Instant::now();
-    let begun = real_now.checked_sub(now.max(left.at)).unwrap_or(real_now);
-    let (mut driver, inbox) = Driver::new(run, scheduler, begun, executor, notices);
+    let Resumption { journal, left, now, completed } = resumption;
+    let Replayed { scheduler, at, in_flight, prepared, events, summary, .. } = left;
+    let (mut driver, inbox) = Driver::new(run, scheduler, executor, notices);
+    driver.behind = now.max(at);
+    driver.summary = summary;
     driver.ledger = driver.run.log_directory.as_ref().map(|directory| Ledger::go_on(directory, journal));
-    driver.take_over(left, &completed).await;
-    driver.run(inbox, orders).await
-}
-
-impl<E: Executor> Driver<E> {
-    fn new(
-        run: Run,
-        scheduler: Scheduler,
-        begun: Instant,
-        executor: Arc<E>,
-        notices: NoticeSender,
-    ) -> (Self, mpsc::UnboundedReceiver<Message>) {
-        let (messages, inbox) = mpsc::unbounded_channel();
-        let driver = Self {
-            begun,
-            scheduler,
-            executor,
-            notices,
-            messages,
-            attempts: JoinSet::new(),
-            of_task: HashMap::new(),
-            live: HashMap::new(),
-            wake_at: None,
-            look_at: None,
-            abandoned: false,
-            summary: None,
-            ledger: None,
-            journal_fails_since: None,
-            journal_retry_at: None,
-            unrecorded: Vec::new(),
-            run,
-        };
-        (driver, inbox)
+    driver.take_over(in_flight, &events, &completed).await;
+    if driver.summary.is_none() {
+        driver.carry_out(prepared.into_iter().map(|step| Effect::Prepare { step }).collect());
+        // The beginning, should the last owner have died before it; otherwise it changes nothing.
+        driver.feed(Input::Start);
     }
+    driver.run(inbox, orders).await
 }
 
 struct Driver<E> {
@@ -164,6 +134,8 @@ struct Driver<E> {
     of_task: HashMap<Id, (StepIndex, u32)>,
     live: HashMap<(StepIndex, u32), Live>,
     begun: Instant,
+    /// Time of the run at that moment: what a former owner has behind it.
+    behind: Duration,
     wake_at: Option<Duration>,
     /// When to look at unfinished log lines.
     look_at: Option<Instant>,
@@ -186,6 +158,36 @@ struct Live {
 }
 
 impl<E: Executor> Driver<E> {
+    fn new(
+        run: Run,
+        scheduler: Scheduler,
+        executor: Arc<E>,
+        notices: NoticeSender,
+    ) -> (Self, mpsc::UnboundedReceiver<Message>) {
+        let (messages, inbox) = mpsc::unbounded_channel();
+        let driver = Self {
+            begun: Instant::now(),
+            behind: Duration::ZERO,
+            scheduler,
+            executor,
+            notices,
+            messages,
+            attempts: JoinSet::new(),
+            of_task: HashMap::new(),
+            live: HashMap::new(),
+            wake_at: None,
+            look_at: None,
+            abandoned: false,
+            summary: None,
+            ledger: None,
+            journal_fails_since: None,
+            journal_retry_at: None,
+            unrecorded: Vec::new(),
+            run,
+        };
+        (driver, inbox)
+    }
+
     async fn run<O: Into<Order>>(
         mut self,
         mut inbox: mpsc::UnboundedReceiver<Message>,
@@ -196,7 +198,7 @@ impl<E: Executor> Driver<E> {
             if let Some(summary) = self.summary.take() {
                 break summary;
             }
-            let wake = self.wake_at.map(|at| self.begun + at);
+            let wake = self.wake_at.map(|at| self.begun + at.saturating_sub(self.behind));
             tokio::select! {
                 // What an attempt said before it ended is heard before its end.
                 biased;
@@ -252,11 +254,15 @@ impl<E: Executor> Driver<E> {
         self.feed(Input::Start);
     }
 
-    /// Takes a run up where its journal ends.
-    async fn take_over(&mut self, left: Replayed, completed: &BTreeSet<String>) {
-        self.summary = left.summary;
-        let open = || left.in_flight.iter().filter(|(_, flight)| flight.over.is_none());
-        let attempts = open().map(|(&(step, attempt), flight)| LeftAttempt {
+    /// Takes up what a former owner left.
+    async fn take_over(
+        &mut self,
+        in_flight: BTreeMap<(StepIndex, u32), InFlight>,
+        events: &[RunEvent],
+        completed: &BTreeSet<String>,
+    ) {
+        let open = in_flight.iter().filter(|(_, flight)| flight.over.is_none());
+        let attempts = open.map(|(&(step, attempt), flight)| LeftAttempt {
             step: Arc::clone(&self.scheduler.plan().step(step).name),
             attempt,
             started: flight.started.clone(),
@@ -265,18 +271,10 @@ impl<E: Executor> Driver<E> {
             RunEvent::AttemptLaunched { step, .. } | RunEvent::StepFinished { step, .. } => Some(Arc::from(&**step)),
             _ => None,
         };
-        let launched = left.events.iter().filter_map(is_launched).collect();
-        let left_over = TakeOver { attempts: attempts.collect(), launched };
-        Arc::clone(&self.executor).take_over(left_over).await;
-        for ((step, attempt), flight) in left.in_flight {
+        let left = TakeOver { attempts: attempts.collect(), launched: events.iter().filter_map(is_launched).collect() };
+        Arc::clone(&self.executor).take_over(left).await;
+        for ((step, attempt), flight) in in_flight {
             self.adopt(step, attempt, flight, completed);
-        }
-        if self.summary.is_none() {
-            for step in left.prepared {
-                self.carry_out(vec![Effect::Prepare { step }]);
-            }
-            // The beginning, should the last owner have died before it; otherwise it changes nothing.
-            self.feed(Input::Start);
         }
     }
 
@@ -324,7 +322,7 @@ impl<E: Executor> Driver<E> {
     }
 
     fn feed(&mut self, input: Input) {
-        let now = self.begun.elapsed();
+        let now = self.behind + self.begun.elapsed();
         self.wake_at = None;
         let effects = self.scheduler.handle(now, input.clone());
         let Some(ledger) = &mut self.ledger else {
@@ -451,6 +449,8 @@ impl<E: Executor> Driver<E> {
     fn on_joined(&mut self, ended: Result<(Id, Outcome), tokio::task::JoinError>) {
         let (id, outcome) = match ended {
             Ok((id, outcome)) => (id, outcome),
+            // The runtime goes down, and this owner with it. That says nothing of the step, and must not be written down.
+            Err(error) if error.is_cancelled() => return,
             Err(error) => (error.id(), Outcome::Lost { reason: format!("its supervision failed: {error}") }),
         };
         if let Some((step, attempt)) = self.of_task.remove(&id) {

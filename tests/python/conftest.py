@@ -203,7 +203,7 @@ class Project:
     def step_engine(self, *arguments: str, folder: Path | None = None) -> tuple[int, str]:
         """Runs our command, from any folder, and returns its exit code and output."""
         done = subprocess.run(
-            [sys.executable, "-m", "step_engine.cli", *arguments],
+            [str(Path(sys.executable).parent / "step-engine"), *arguments],
             cwd=folder or self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,

@@ -57,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     containers.add_argument("run", help="run id, as `zenml pipeline runs list` shows it")
     containers.set_defaults(handle=_containers)
 
-    for parser in (engine, containers):
-        parser.set_defaults(needs_engine=True)
+    for command in (engine, containers):
+        command.set_defaults(needs_engine=True)
     runs.add_to(commands)
     durable.add_to(commands)
     asl.add_to(commands)

@@ -6,12 +6,14 @@ import argparse
 import math
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 from step_engine.cli.runs import LOOK_SECONDS, RESUME_HINT, Run, add_config_path, all_runs, find, print_table, root
 from step_engine.errors import RunOwnedError, StepEngineError
+from step_engine.lease import refuse_living
 
 _SHOWN_BYTES = 2000
 """So much of the output that running steps have written by now is shown at first."""
@@ -30,7 +32,8 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     attach_.set_defaults(handle=attach)
 
     resume_ = commands.add_parser("resume", help="go on with a run whose process died")
-    resume_.add_argument("run", nargs="?", help="run id or how it begins; the newest run when left out")
+    resume_.add_argument("run", nargs="?", help="run id or how it begins; the newest abandoned run when left out")
+    resume_.add_argument("-d", "--detach", action="store_true", help="in the background; `attach` shows it")
     resume_.set_defaults(handle=resume)
 
     retry_ = commands.add_parser("retry", help="run what failed of a run, and what depends on it, in a new run")
@@ -153,13 +156,38 @@ def resume(options: argparse.Namespace) -> int:
         Exit code: 0 if it completed.
 
     Raises:
-        StepEngineError: There is nothing to go on with, or a step failed.
+        StepEngineError: There is nothing to go on with, its owner lives, or a step failed.
     """
-    run = find(options)
+    if options.run:
+        run = find(options)
+    else:
+        run = next((run for run in all_runs(options) if run.status == "abandoned"), None)
+        if run is None:
+            raise StepEngineError(f"No run in {root(options)} is abandoned.")
+    refuse_living(run.directory)
     _use_config_path(options)
+    if options.detach:
+        return _detach(run)
     from orchestrator import resuming
 
     resuming.resume(str(run.directory))
+    return 0
+
+
+def _detach(run: Run) -> int:
+    """Goes on with a run in a process and a session of its own."""
+    program = "import sys; from step_engine.cli import main; sys.exit(main())"
+    output_path = run.directory / "supervisor.log"
+    with os.fdopen(os.open(output_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, "resume", run.name],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    print(f"The run goes on in the background (process {process.pid}). Watch it: step-engine attach {run.name}")
+    print(f"What the process says is in {output_path}.")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -27,6 +28,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     """
     runs = commands.add_parser("runs", help="list the runs of this machine, or the steps of one")
     runs.add_argument("run", nargs="?", help="run id or how it begins; all runs when left out")
+    runs.add_argument("--json", action="store_true", help="print JSON")
     runs.set_defaults(handle=show_runs)
     logs = commands.add_parser("logs", help="print or follow the output of a run's steps")
     logs.add_argument("run", nargs="?", help="run id or how it begins; the newest run when left out")
@@ -59,10 +61,13 @@ def show_runs(options: argparse.Namespace) -> int:
     Raises:
         StepEngineError: There is no such run.
     """
-    if options.run:
-        _print_steps(find(options))
+    runs = [find(options)] if options.run else all_runs(options)
+    if options.json:
+        print(json.dumps([run.described() for run in runs], indent=2))
         return 0
-    runs = all_runs(options)
+    if options.run:
+        _print_steps(runs[0])
+        return 0
     if not runs:
         print(f"There are no runs in {root(options)}.", file=sys.stderr)
     rows = [["RUN", "PIPELINE", "BEGAN", "STATUS", "STEPS", "TOOK"]]
@@ -191,6 +196,25 @@ class Run:
             else:
                 steps[step] = (status, attempts)
         return steps
+
+    def described(self) -> dict[str, Any]:
+        """Describes the run for programs.
+
+        Returns:
+            Values that JSON has.
+        """
+        return {
+            "run": self.name,
+            "pipeline": self.record["pipeline"],
+            "status": self.status,
+            "began_unix_seconds": self.record["began_unix_seconds"],
+            "seconds": self.record["seconds"],
+            "directory": str(self.directory),
+            "steps": [
+                {"name": step, "status": status, "attempts": attempts}
+                for step, (status, attempts) in self.steps().items()
+            ],
+        }
 
     def logs(self) -> list[tuple[str, Path]]:
         """Looks for logs.
