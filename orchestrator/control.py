@@ -88,7 +88,7 @@ class ControlServer:
             This server.
         """
         directory = self._run_directory / DIRECTORY_NAME
-        directory.mkdir(mode=0o700, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)
         path = directory / SOCKET_NAME
         path.unlink(missing_ok=True)

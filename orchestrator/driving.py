@@ -8,7 +8,8 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zenml.logger import get_logger
@@ -89,6 +90,7 @@ class Driver:
         publisher: The run's rows in ZenML.
         step_names: Names of the steps, in the plan's order.
         run_directory: Where logs are kept.
+        past: What happened under a former owner of the run, as `read_run` gives it.
         session: Attends the run from before its start to after its end, and hears of every event.
     """
 
@@ -98,6 +100,8 @@ class Driver:
         publisher: RunPublisher,
         step_names: list[str],
         run_directory: str,
+        past: Sequence[dict[str, Any]] = (),
+        *,
         session: DynamicSession | None = None,
     ) -> None:
         """Prepares the console."""
@@ -108,6 +112,7 @@ class Driver:
         self._session = session
         self._run_directory = run_directory
         self._console = Console(step_names)
+        self._past = past
         self._signals = 0
         self._escalated = 0
         self._stop_announced = False
@@ -127,10 +132,12 @@ class Driver:
         """
         self._desk = Desk()
         try:
-            with owner_lock(self._run_directory), self._signal_handlers(), self._session or contextlib.nullcontext():
+            with owner_lock(self._run_directory) as beat, self._signal_handlers(), self._attendance():
+                take_order(self._run_directory)
                 self._run.start()
                 try:
-                    self._pump()
+                    self._recall()
+                    self._pump(beat)
                 except BaseException as error:
                     self._wind_down(error)
                     raise
@@ -140,11 +147,35 @@ class Driver:
             self._desk.close()
         self._end()
 
-    def _pump(self) -> None:
+    def _attendance(self) -> contextlib.AbstractContextManager[object]:
+        return self._session or contextlib.nullcontext()
+
+    def _recall(self) -> None:
+        """Takes over what a former owner knew. It may have died before it told ZenML."""
+        self._console.recall(self._past)
+        for event in self._past:
+            kind = event["kind"]
+            if kind == "stop_requested":
+                self._stops_running |= event["stops_running"]
+            elif kind in ("attempt_started", "attempt_measured"):
+                self._handle(event)
+            elif kind == "step_finished":
+                if event["status"] == "stopped":
+                    self._stopped.append(event["step"])
+                self._desk.do(partial(self._tell_unless_known, event, self._details.get(event["step"])))
+
+    def _tell_unless_known(self, event: dict[str, Any], details: dict[str, Any] | None) -> None:
+        if not self._publisher.knows_outcome(event["step"]):
+            self._step_finished(event, details)
+
+    def _pump(self, beat: Callable[[], None]) -> None:
         look: threading.Event | None = None
         next_look = time.monotonic() + STATUS_INTERVAL_SECONDS
         while not self._run.finished:
             events = self._run.next_events(0.5)
+            beat()
+            # As if the signals had come from a terminal.
+            self._signals = max(self._signals, take_order(self._run_directory))
             self._pass_signals_on()
             self._console.handle(event for event in events if event["kind"] != "judge")
             for event in events:
@@ -332,20 +363,34 @@ def raise_unless_completed(summary: dict[str, Any], tails: dict[str, list[str]],
         raise RunInterruptedError(message, stopped, left)
 
 
+def take_order(run_directory: str) -> int:
+    """Takes what `step-engine stop` has left for the owner of a run.
+
+    Args:
+        run_directory: The run's directory.
+
+    Returns:
+        0 for nothing, 1 to stop what runs with its grace, 2 to kill it.
+    """
+    from step_engine import orders
+
+    return orders.take(run_directory)
+
+
 @contextlib.contextmanager
-def owner_lock(run_directory: str) -> Iterator[None]:
+def owner_lock(run_directory: str) -> Iterator[Callable[[], None]]:
     """Holds the lease that says that a run's owner lives.
 
     Args:
         run_directory: The run's directory.
 
     Yields:
-        Nothing.
+        What shows that the owner lives; to be called every few seconds.
 
     Raises:
         RunOwnedError: Another process drives the run.
     """
-    from step_engine.lease import Lease
+    from step_engine.lease import BEAT_SECONDS, Lease
 
     lease = None
     try:
@@ -358,8 +403,16 @@ def owner_lock(run_directory: str) -> Iterator[None]:
             run_directory,
             error.strerror,
         )
+    last = time.monotonic()
+
+    def beat() -> None:
+        nonlocal last
+        if lease is not None and time.monotonic() - last >= BEAT_SECONDS:
+            last = time.monotonic()
+            lease.beat()
+
     try:
-        yield
+        yield beat
     finally:
         if lease is not None:
             lease.release()

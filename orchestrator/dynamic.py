@@ -41,6 +41,9 @@ logger = get_logger(__name__)
 MAX_STEPS = 10_000
 """So many step runs a dynamic run may ask for."""
 
+MAX_NAME = 255
+"""The longest name of a step, in characters."""
+
 _FINAL = ("completed", "failed", "stopped")
 
 _STILL_ENDING_SECONDS = 60.0
@@ -62,7 +65,7 @@ def drive_dynamic(run: DockerRun, engine: DockerEngine, job: Mapping[str, Any]) 
     """
     session = DynamicSession(run, engine, job)
     publisher = DynamicRunPublisher(UUID(job["pipeline_run_id"]), UUID(job["component_id"]), session.step_run_of)
-    Driver(run, publisher, [LEADER], job["run_directory"], session).drive()
+    Driver(run, publisher, [LEADER], job["run_directory"], session=session).drive()
 
 
 class DynamicSession:
@@ -97,9 +100,10 @@ class DynamicSession:
         self._submitting = threading.Lock()
         self._changed = threading.Condition()
         self._states: dict[UUID, str] = {}
-        # By name in the plan: the step run of its newest attempt, and whether it may have another one.
+        # By name in the plan: the step run of its newest attempt; whether it may have another one, or is over for good.
         self._newest: dict[str, UUID] = {}
         self._again: set[str] = set()
+        self._over: set[str] = set()
         self._name_of: dict[tuple[UUID, str], str] = {}
         self._open = ExitStack()
 
@@ -138,6 +142,7 @@ class DynamicSession:
                 self._again.add(name)
             elif kind == "step_finished":
                 self._again.discard(name)
+                self._over.add(name)
                 if self._states[step_run_id] not in _FINAL:
                     # Never started.
                     self._states[step_run_id] = "failed" if event["status"] == "failed" else "stopped"
@@ -228,12 +233,10 @@ class DynamicSession:
         from step_engine.errors import StepEngineError
 
         with self._changed:
-            before = self._newest.get(name)
-            if before is not None:
-                ended = self._changed.wait_for(
-                    lambda: name in self._again or self._states[before] in _FINAL, timeout=_STILL_ENDING_SECONDS
-                )
-                if not ended or name not in self._again:
+            if name in self._newest:
+                # The word on whether it may be tried again comes after that on its end.
+                self._changed.wait_for(lambda: name in self._again or name in self._over, timeout=_STILL_ENDING_SECONDS)
+                if name not in self._again:
                     raise RefusedError(f"step {name!a} runs already, or has ended for good.")
             try:
                 # Under the lock: its first event must find it here.
@@ -273,7 +276,11 @@ class DynamicSession:
                 run_id = row.pipeline_run_id
                 run = patiently(lambda: Client().get_pipeline_run(run_id))
                 child = run.child_key or run.name
-            self._name_of[key] = plan_name(row.name, child, dict.fromkeys(self._name_of.values()))
+            name = plan_name(row.name, child, dict.fromkeys(self._name_of.values()))
+            if not name.isprintable() or len(name) > MAX_NAME:
+                # It goes to terminals, file names and labels.
+                raise RefusedError(f"{name[:60]!a} cannot be the name of a step here.")
+            self._name_of[key] = name
         return self._name_of[key]
 
     def _described(self, row: StepRunResponse, name: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -8,24 +8,27 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
 
 from zenml.client import Client
 from zenml.config.global_config import GlobalConfiguration
 from zenml.constants import METADATA_ORCHESTRATOR_RUN_ID
 from zenml.enums import ExecutionMode, ExecutionStatus, StackComponentType
 from zenml.logger import get_logger
-from zenml.orchestrators import ContainerizedOrchestrator, SubmissionResult
+from zenml.orchestrators import SubmissionResult
 from zenml.stack import StackValidator
 
+from orchestrator.isolated_steps import IsolatedSteps
 from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorConfig, LocalDockerOrchestratorSettings
 from orchestrator.plan import ENV_RUN_ID, build_container, build_plan, default_user, plan_warm_starts
+from orchestrator.resuming import give_up, is_resumable, read_pins, step_environments, write_pins
 
 if TYPE_CHECKING:
     from step_engine import DockerEngine
     from zenml.config.base_settings import BaseSettings
     from zenml.config.step_run_info import StepRunInfo
     from zenml.metadata.metadata_types import MetadataType
-    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse, StepRunResponse
+    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
     from zenml.stack import Stack
 
 logger = get_logger(__name__)
@@ -33,7 +36,7 @@ logger = get_logger(__name__)
 _NO_SCHEDULES = "The Docker orchestrator does not support schedules; run the pipeline without one."
 
 
-class LocalDockerOrchestrator(ContainerizedOrchestrator):
+class LocalDockerOrchestrator(IsolatedSteps):
     """Runs every step of a pipeline in a Docker container on one host, in parallel."""
 
     @property
@@ -194,60 +197,6 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
         }
         return self._carry_out(engine, job, snapshot)
 
-    def submit_isolated_step(self, step_run_info: StepRunInfo, environment: dict[str, str]) -> None:
-        """Has the host run a step in a container of its own. Called in the orchestration container.
-
-        Args:
-            step_run_info: The step.
-            environment: Not used: the host takes nothing from here but the step's name.
-        """
-        from orchestrator.container import control
-
-        control.call("submit", step_run_info.step_run_id, step_run_info.pipeline_step_name)
-
-    def get_isolated_step_status(self, step_run: StepRunResponse) -> ExecutionStatus:
-        """Asks the host where an isolated step stands. Called in the orchestration container.
-
-        Args:
-            step_run: The step run.
-
-        Returns:
-            What became of its container.
-        """
-        from orchestrator.container import control
-
-        return ExecutionStatus(control.call("status", step_run.id))
-
-    def wait_for_isolated_step(self, step_run: StepRunResponse) -> ExecutionStatus:
-        """Waits for an isolated step. Called in the orchestration container; returns at the moment that the step ends.
-
-        Args:
-            step_run: The step run.
-
-        Returns:
-            What became of its container; what ZenML knows when the host cannot tell.
-        """
-        from orchestrator.container import control
-
-        while True:
-            try:
-                status = ExecutionStatus(control.call("status", step_run.id, wait_seconds=control.WAIT_SECONDS))
-            except control.ControlError as error:
-                logger.warning("%s", error)
-                return super().wait_for_isolated_step(step_run)
-            if status.is_finished:
-                return status
-
-    def stop_isolated_step(self, step_run: StepRunResponse) -> None:
-        """Has the host stop an isolated step. Called in the orchestration container.
-
-        Args:
-            step_run: The step run.
-        """
-        from orchestrator.container import control
-
-        control.call("stop", step_run.id)
-
     def _identity(self, run_id: str, pipeline_run_id: UUID) -> dict[str, Any]:
         return {
             "run_directory": run_directory(run_id),
@@ -277,6 +226,8 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
         )
         for warning in run.warnings:
             logger.warning(warning)
+        if "pins" in job:
+            write_pins(job)
         if settings.synchronous:
             from orchestrator.driving import Driver
             from orchestrator.publishing import RunPublisher
@@ -300,20 +251,24 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
         stack: Stack,
         step_environments: dict[str, dict[str, str]],
         run_id: str,
+        *,
+        pins: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
+        # `pins` is what was found out about the run when it began, see `write_pins`.
         from step_engine.errors import PlanError
 
         from orchestrator.images import Pins
         from orchestrator.publishing import expected_seconds
 
         info = engine.info()
+        user = pins["default_user"] if pins else default_user(info)
         stores = self._local_stores(stack, info)
         pipeline_settings = cast(LocalDockerOrchestratorSettings, self.get_settings(snapshot))
         step_settings = {
             name: cast(LocalDockerOrchestratorSettings, self.get_settings(step))
             for name, step in snapshot.step_configurations.items()
         }
-        pins = Pins(engine)
+        images = Pins(engine)
         containers: dict[str, Any] = {}
         for name, settings in step_settings.items():
             reference = settings.run_args.get("image") or self.get_image(snapshot=snapshot, step_name=name)
@@ -323,11 +278,11 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
                     snapshot,
                     settings=settings,
                     environment=step_environments[name],
-                    image=pins.pin(reference, settings),
+                    image=pins["images"][name] if pins and name in pins["images"] else images.pin(reference, settings),
                     image_reference=reference,
                     run_id=run_id,
                     local_stores_path=stores,
-                    default_user=default_user(info),
+                    default_user=user,
                     same_machine=info["local"],
                 )
             except ValueError as error:
@@ -341,7 +296,47 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
             "plan": plan,
             "containers": containers,
             **self._identity(run_id, UUID(run_id)),
+            "pins": {
+                "component_id": str(self.id),
+                "default_user": user,
+                "images": {name: container["image"] for name, container in containers.items()},
+            },
         }
+
+    def resume_static_run(
+        self, run: PipelineRunResponse, snapshot: PipelineSnapshotResponse, stack: Stack, record: dict[str, Any]
+    ) -> None:
+        """Goes on with a run whose owner died, to its end.
+
+        Args:
+            run: The run.
+            snapshot: Its snapshot, pruned as it was when the run began.
+            stack: Its stack.
+            record: What its journal says, see `step_engine.read_run`.
+        """
+        from step_engine import DockerEngine, DockerRun
+        from step_engine.lease import last_beat
+
+        from orchestrator.driving import Driver
+        from orchestrator.publishing import RunPublisher
+
+        run_id = str(run.id)
+        directory = run_directory(run_id)
+        alive_until = last_beat(directory)
+        engine = DockerEngine()
+        environments = step_environments(run, snapshot, stack)
+        job = self._job(engine, snapshot, stack, environments, run_id, pins=read_pins(directory))
+        publisher = RunPublisher(run.id, self.id)
+        finished = {event["step"] for event in record["events"] if event["kind"] == "step_finished"}
+        docker_run = DockerRun.resume(
+            engine,
+            job["containers"],
+            run_directory=directory,
+            component=self.name,
+            alive_until_unix_seconds=alive_until,
+            completed=publisher.completed(set(record["steps"]) - finished),
+        )
+        Driver(docker_run, publisher, record["steps"], directory, record["events"]).drive()
 
     @staticmethod
     def _local_stores(stack: Stack, engine: dict[str, Any]) -> str | None:
@@ -384,11 +379,12 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
         with process.stdin as pipe:
             pipe.write(json.dumps(job).encode())
         logger.info(
-            "The run goes on in the background (process %d). Follow it: tail -f %s "
-            "Stop it: zenml pipeline runs stop %s",
+            "The run goes on in the background (process %d). Watch it: step-engine attach %s "
+            "Stop it: zenml pipeline runs stop %s What the process says is in %s",
             process.pid,
-            output_path,
             job["pipeline_run_id"],
+            job["pipeline_run_id"],
+            output_path,
         )
 
     def _stop_run(self, run: PipelineRunResponse, graceful: bool = False) -> None:
@@ -413,6 +409,8 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
             return  # It sees what happened and writes it down.
         if alive is False:
             engine.clear_run(run_id)
+            # Whoever finds its directory is not to go on with it.
+            give_up(run_directory(run_id))
         is_dynamic = run.snapshot is not None and run.snapshot.is_dynamic
         publisher = (DynamicRunPublisher if is_dynamic else RunPublisher)(run.id, self.id)
         rows = Client().list_run_steps(pipeline_run_id=run.id, exclude_retried=True, size=1000, hydrate=False)
@@ -446,12 +444,20 @@ class LocalDockerOrchestrator(ContainerizedOrchestrator):
             for container in engine.containers(run_id)
         ):
             return run.status, (steps if include_steps else None)
+        is_dynamic = run.snapshot is not None and run.snapshot.is_dynamic
+        if not is_dynamic and is_resumable(run_directory(run_id)) and run.status != ExecutionStatus.STOPPING:
+            logger.warning(
+                "The process that drove the run is dead. `step-engine resume %s` goes on with it; `zenml pipeline runs "
+                "stop %s` gives it up.",
+                run_id,
+                run_id,
+            )
+            return run.status, (steps if include_steps else None)
         engine.clear_run(run_id)
         # Nobody drives the run and nothing of it runs: what is unfinished will never finish.
         ended = ExecutionStatus.STOPPED if run.status == ExecutionStatus.STOPPING else ExecutionStatus.FAILED
         steps = {name: status if status.is_finished else ended for name, status in steps.items()}
         # A static run's status is computed: `stopping` gives `stopped` once no step is unfinished.
-        is_dynamic = run.snapshot is not None and run.snapshot.is_dynamic
         status = ExecutionStatus.STOPPING if ended == ExecutionStatus.STOPPED and not is_dynamic else ended
         return status, (steps if include_steps else None)
 

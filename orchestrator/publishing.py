@@ -7,7 +7,7 @@ written. ZenML's server counts attempts by rows, and computes the run's status f
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
@@ -167,6 +167,33 @@ class RunPublisher:
             )
         )
         return page.items[0] if page.items else None
+
+    def knows_outcome(self, step_name: str) -> bool:
+        """Whether everything about a finished step was written.
+
+        Args:
+            step_name: Step name.
+
+        Returns:
+            True if its row is final and has the outcome among its metadata.
+        """
+        row = self.newest_row(step_name)
+        if row is None or not row.status.is_finished:
+            return False
+        row_id = row.id
+        return "outcome" in patiently(lambda: self._client.get_run_step(row_id).run_metadata)
+
+    def completed(self, step_names: Iterable[str]) -> set[str]:
+        """Which steps have done their work.
+
+        Args:
+            step_names: Step names.
+
+        Returns:
+            Those whose newest row says so.
+        """
+        rows = ((name, self.newest_row(name)) for name in step_names)
+        return {name for name, row in rows if row is not None and row.status.is_successful}
 
     def judge(self, step_name: str, outcome: dict[str, Any], stopping: bool) -> tuple[dict[str, Any], bool]:
         """Judges an attempt that did not exit with 0.

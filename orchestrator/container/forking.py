@@ -186,7 +186,7 @@ class ForkingServer:
         name = go["step"]
         directory = self._belongings.make_temporary()
         kills = memory.kills()
-        self._channel.send("started", step=name)
+        self._channel.send("started", step=name, attempt=go["attempt"])
         # A signal that comes before the step's process has handlers of its own waits until it has.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED_SIGNALS)
         pid = os.fork()

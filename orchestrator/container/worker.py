@@ -79,10 +79,11 @@ def _serve_one(options: argparse.Namespace, channel: Channel, ready: Callable[[]
     while not (commands := channel.receive()):
         if commands is None:
             return _leave(NEVER_BEGAN, last_word)
-    name = commands[0]["go"]["step"]
+    go = commands[0]["go"]
+    name = go["step"]
     Watcher.release()
     begin, kills = time.monotonic(), memory.kills()
-    channel.send("started", step=name)
+    channel.send("started", step=name, attempt=go["attempt"])
 
     def tell(code: int) -> None:
         channel.send(

@@ -73,7 +73,7 @@ class DockerEngine:
 
         Returns:
             Dicts with `id`, `name`, `step` (empty for a warm worker that serves several), `attempt`, `state`
-            (`created`, `running`, `exited`, …).
+            (`created`, `running`, `exited`, …), `exit_code`, `kept` (whether it is to stay for inspection), `warm`.
 
         Raises:
             DockerError: The engine does not answer.
@@ -89,6 +89,19 @@ class DockerEngine:
 
         Returns:
             Names of the containers that still run.
+
+        Raises:
+            DockerError: The engine does not answer.
+        """
+
+    def remove_run(self, run_id: str) -> list[str]:
+        """Removes every container of a run, running or not, kept or not.
+
+        Args:
+            run_id: Run id, as in the plan.
+
+        Returns:
+            Names of the containers that could not be removed.
 
         Raises:
             DockerError: The engine does not answer.
@@ -141,6 +154,40 @@ class DockerRun:
         run_directory: str | None = None,
         component: str = "",
     ) -> DockerRun: ...
+    @staticmethod
+    def resume(
+        engine: DockerEngine,
+        containers: dict[str, dict[str, Any]],
+        *,
+        run_directory: str,
+        component: str = "",
+        alive_until_unix_seconds: float | None = None,
+        completed: set[str] | None = None,
+    ) -> DockerRun:
+        """Goes on with a run whose owner died, from the journal in its directory. The caller must be its only owner.
+
+        Containers that still run are adopted, the end of those that ended meanwhile is read, what never began is
+        started. Events of the past are not delivered again, see `read_run`.
+
+        Args:
+            engine: The engine.
+            containers: As for a new run.
+            run_directory: The run's directory.
+            component: Name of the stack component, for a label.
+            alive_until_unix_seconds: When its owner was last seen to live: from then on the run's clock stands still.
+                None: at the last line of the journal.
+            completed: Steps that are known to have done their work. Only asked where nothing else is left of an
+                attempt.
+
+        Returns:
+            A run that was not started yet.
+
+        Raises:
+            StepEngineError: The journal is missing or damaged, or another version wrote it.
+            PlanError: A step has no container.
+            DockerError: A container is described wrongly.
+        """
+
     @property
     def warnings(self) -> list[str]:
         """Requests that were changed so that they can run."""

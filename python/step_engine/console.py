@@ -92,6 +92,15 @@ class Console:
         if text:
             self._write(text)
 
+    def recall(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Counts what happened before, without showing it.
+
+        Args:
+            events: Events of the past.
+        """
+        for event in events:
+            self._show(event, [])
+
     def close(self) -> None:
         """Takes the progress line away."""
         if self._progress_shown:

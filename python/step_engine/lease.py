@@ -1,4 +1,4 @@
-"""Who drives a run: a lock on a file in the run's directory, held for as long as its owner lives."""
+"""Who drives a run: a lock on a file in the run's directory, held for as long as its owner lives, and its heartbeat."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ from step_engine.errors import RunOwnedError
 
 FILE_NAME = "owner.lock"
 
+BEAT_SECONDS = 2.0
+"""How often an owner shows that it lives."""
+
+_SILENCE_SECONDS = 30.0
+"""Where there are no locks, an owner that has been silent for so long is dead."""
+
 _PATIENCE_SECONDS = 2.0
 """Whoever looks whether an owner lives holds the lock for a moment."""
 
@@ -21,12 +27,13 @@ _PATIENCE_SECONDS = 2.0
 class Lease:
     """Holds a run for this process. The system lets go of it when the process ends, however it ends.
 
-    Platforms without such locks have no lease: nobody is refused there.
+    Where there are no such locks, the heartbeat alone tells.
     """
 
-    def __init__(self, file: IO[str]) -> None:
+    def __init__(self, file: IO[str], path: Path) -> None:
         """Keeps the locked file."""
         self._file = file
+        self._path = path
 
     @classmethod
     def take(cls, run_directory: str | os.PathLike[str]) -> Lease:
@@ -45,16 +52,12 @@ class Lease:
         directory = Path(run_directory)
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)
-        file = (directory / FILE_NAME).open("a+")
+        file = os.fdopen(os.open(directory / FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+")
         try:
             deadline = time.monotonic() + _PATIENCE_SECONDS
-            while _try_lock(file, shared=False) is False:
+            while _is_taken(file):
                 if time.monotonic() > deadline:
-                    held_by = _read(file)
-                    who = f"process {held_by['pid']} on {held_by['host']}" if held_by else "another process"
-                    raise RunOwnedError(
-                        f"The run in {directory} is driven by {who}; nothing was changed.", str(directory), held_by
-                    )
+                    raise _owned(directory, _read(file))
                 time.sleep(0.05)
             # A full disk takes no name; the lock holds without. Unbuffered: closing must not try again.
             with contextlib.suppress(OSError):
@@ -63,10 +66,18 @@ class Lease:
         except BaseException:
             file.close()
             raise
-        return cls(file)
+        return cls(file, directory / FILE_NAME)
+
+    def beat(self) -> None:
+        """Shows that the owner lives. A full disk does not matter."""
+        with contextlib.suppress(OSError):
+            os.utime(self._path)
 
     def release(self) -> None:
         """Lets go."""
+        with contextlib.suppress(OSError):
+            # Where there are no locks, silence says it.
+            os.utime(self._path, (0, 0))
         self._file.close()
 
 
@@ -87,7 +98,53 @@ def owner_lives(run_directory: str | os.PathLike[str]) -> bool | None:
     with file:
         # Shared, so that two who look do not take each other for an owner.
         locked = _try_lock(file, shared=True)
-        return None if locked is None else not locked
+        return _beats(file) if locked is None else not locked
+
+
+def refuse_living(run_directory: str | os.PathLike[str]) -> None:
+    """Makes sure that nobody drives a run at this moment, without taking it.
+
+    Args:
+        run_directory: The run's directory.
+
+    Raises:
+        RunOwnedError: Its owner lives.
+    """
+    if owner_lives(run_directory):
+        with (Path(run_directory) / FILE_NAME).open("r") as file:
+            raise _owned(Path(run_directory), _read(file))
+
+
+def last_beat(run_directory: str | os.PathLike[str]) -> float | None:
+    """When the owner of a run was last seen to live.
+
+    Args:
+        run_directory: The run's directory.
+
+    Returns:
+        Seconds since 1970; None when it left no heartbeat, or took leave.
+    """
+    try:
+        return (Path(run_directory) / FILE_NAME).stat().st_mtime or None
+    except OSError:
+        return None
+
+
+def _owned(directory: Path, held_by: dict[str, Any] | None) -> RunOwnedError:
+    who = f"process {held_by['pid']} on {held_by['host']}" if held_by else "another process"
+    return RunOwnedError(f"The run in {directory} is driven by {who}; nothing was changed.", str(directory), held_by)
+
+
+def _is_taken(file: IO[str]) -> bool:
+    locked = _try_lock(file, shared=False)
+    if locked is None:
+        held_by = _read(file)
+        return held_by is not None and held_by["pid"] != os.getpid() and _beats(file)
+    return not locked
+
+
+def _beats(file: IO[str]) -> bool:
+    return time.time() - os.fstat(file.fileno()).st_mtime < _SILENCE_SECONDS
 
 
 def _read(file: IO[str]) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 //! [`warm`] takes a worker out of the pool, if there is one; [`cold`] obtains a container by creating it. Watching, signals and
 //! the judgement of the end are the same for both.
 
+pub(super) mod adopted;
 mod signals;
 mod warm;
 
@@ -105,6 +106,7 @@ pub(super) async fn run(attempt: &Attempt, mut control: AttemptControl) -> (Outc
     let (outcome, started) = supervise(attempt, &container, &image_id, attached, &stop_signal, &mut control).await;
     drop(lease);
     attempt.sink.settled(&outcome);
+    control.recorded().await;
     let left = dispose(attempt, &container, &outcome, started).await;
     (outcome, left)
 }

@@ -34,6 +34,8 @@ pub mod label {
     pub const ATTEMPT: &str = "step-engine.attempt";
     /// Number of the warm worker in its run, from 1, in place of step and attempt: it serves several.
     pub const WORKER: &str = "step-engine.worker";
+    /// On every warm worker, whether it is for one attempt or for several.
+    pub const WARM: &str = "step-engine.warm";
     /// On containers that may stay: `failed` or `always`.
     pub const KEEP: &str = "step-engine.keep";
     /// Name of the orchestrator in ZenML.
@@ -322,6 +324,13 @@ impl Container {
         }
     }
 
+    /// Ids of the devices that it asked for, such as GPUs.
+    pub(super) async fn device_ids(&self) -> Vec<String> {
+        let found = self.engine.docker.inspect_container(&self.id, None).await;
+        let requests = found.ok().and_then(|found| found.host_config?.device_requests).unwrap_or_default();
+        requests.into_iter().flat_map(|request| request.device_ids.unwrap_or_default()).collect()
+    }
+
     /// Whether the engine holds the container to a limit of memory.
     pub(super) async fn has_memory_limit(&self) -> bool {
         let found = self.engine.docker.inspect_container(&self.id, None).await;
@@ -344,6 +353,13 @@ impl Container {
             ready(attributes.is_some_and(|all| all.get("signal").is_some_and(|signal| signal == "9")))
         });
         timeout(PATIENCE, kills).await.unwrap_or(false)
+    }
+
+    /// Removes the container unless it runs.
+    pub(super) async fn remove_idle(&self) -> Result<(), DockerError> {
+        let options = RemoveContainerOptionsBuilder::new().v(true).build();
+        let removed = self.engine.docker.remove_container(&self.id, Some(options)).await;
+        removed.map_err(DockerError::of(format!("remove container {}", self.name)))
     }
 
     /// Removes the container and its anonymous volumes, killing it when it runs.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::attempt::{self, Attempt};
+use super::attempt::{self, Attempt, adopted};
 use super::container::RunIdentity;
 use super::engine::Engine;
 use super::error::DockerError;
@@ -12,10 +12,11 @@ use super::gpu::GpuPool;
 use super::image::{Images, PullObserver};
 use super::pool::Pool;
 use super::spec::ContainerSpec;
+use super::survivors::Survivors;
 use super::sweep;
 use crate::event::Outcome;
 use crate::plan::{Plan, StepIndex};
-use crate::runner::{AttemptControl, AttemptSink, AttemptSpec, Executor};
+use crate::runner::{AttemptControl, AttemptSink, AttemptSpec, Executor, TakeOver};
 
 /// Runs the attempts of one run in containers.
 pub struct DockerExecutor {
@@ -26,6 +27,7 @@ pub struct DockerExecutor {
     archives: Archives,
     gpus: GpuPool,
     pool: Pool,
+    survivors: Survivors,
     unremoved: Mutex<Vec<String>>,
 }
 
@@ -54,6 +56,7 @@ impl DockerExecutor {
             pool,
             containers: Mutex::new(containers),
             engine,
+            survivors: Survivors::default(),
             unremoved: Mutex::default(),
         })
     }
@@ -85,6 +88,30 @@ impl DockerExecutor {
         self.pool.can_prepare()
     }
 
+    fn attempt(&self, spec: AttemptSpec, sink: Arc<dyn AttemptSink>) -> Result<Attempt, Outcome> {
+        let Some(container) = self.container(&spec.name) else {
+            let outcome =
+                Outcome::LaunchFailed { reason: format!("step `{}` has no container specification", spec.name) };
+            sink.settled(&outcome);
+            return Err(outcome);
+        };
+        Ok(Attempt {
+            engine: self.engine.clone(),
+            images: self.images.clone(),
+            archives: self.archives.clone(),
+            pool: self.pool.clone(),
+            gpus: self.gpus.clone(),
+            run: Arc::clone(&self.run),
+            container,
+            spec,
+            sink,
+        })
+    }
+
+    fn stayed(&self, left: Option<String>) {
+        self.unremoved.lock().unwrap_or_else(PoisonError::into_inner).extend(left);
+    }
+
     /// The engine.
     #[must_use]
     pub fn engine(&self) -> &Engine {
@@ -104,26 +131,40 @@ fn validated(step: &str, spec: ContainerSpec) -> Result<Arc<ContainerSpec>, Dock
 
 impl Executor for DockerExecutor {
     async fn run(self: Arc<Self>, spec: AttemptSpec, control: AttemptControl, sink: Arc<dyn AttemptSink>) -> Outcome {
-        let Some(container) = self.container(&spec.name) else {
-            let outcome =
-                Outcome::LaunchFailed { reason: format!("step `{}` has no container specification", spec.name) };
-            sink.settled(&outcome);
-            return outcome;
+        match self.attempt(spec, sink) {
+            Ok(attempt) => {
+                let (outcome, left) = attempt::run(&attempt, control).await;
+                self.stayed(left);
+                outcome
+            }
+            Err(outcome) => outcome,
+        }
+    }
+
+    async fn take_over(self: Arc<Self>, left: TakeOver) {
+        let run_id = &self.run.run_id;
+        let last_number = self.survivors.find(&self.engine, run_id, &left.attempts, &self.gpus).await;
+        self.pool.go_on(&left.launched, last_number);
+    }
+
+    async fn adopt(
+        self: Arc<Self>,
+        spec: AttemptSpec,
+        control: AttemptControl,
+        sink: Arc<dyn AttemptSink>,
+    ) -> Option<Outcome> {
+        let survivor = match self.survivors.take(&spec.name, spec.attempt) {
+            Ok(survivor) => survivor?,
+            Err(reason) => return Some(Outcome::Lost { reason }),
         };
-        let attempt = Attempt {
-            engine: self.engine.clone(),
-            images: self.images.clone(),
-            archives: self.archives.clone(),
-            pool: self.pool.clone(),
-            gpus: self.gpus.clone(),
-            run: Arc::clone(&self.run),
-            container,
-            spec,
-            sink,
-        };
-        let (outcome, left) = attempt::run(&attempt, control).await;
-        self.unremoved.lock().unwrap_or_else(PoisonError::into_inner).extend(left);
-        outcome
+        match self.attempt(spec, sink) {
+            Ok(attempt) => {
+                let (outcome, left) = adopted::run(&attempt, survivor, control).await;
+                self.stayed(left);
+                Some(outcome)
+            }
+            Err(outcome) => Some(outcome),
+        }
     }
 
     fn prepare(self: Arc<Self>, spec: AttemptSpec) {
@@ -138,6 +179,11 @@ impl Executor for DockerExecutor {
         let stayed = self.pool.close().await;
         let mut left = std::mem::take(&mut *self.unremoved.lock().unwrap_or_else(PoisonError::into_inner));
         left.extend(stayed);
+        if let Some(stayed) = self.survivors.left() {
+            left.extend(stayed);
+            // What the former owner had just asked for when it died.
+            left.extend(sweep::clear(&self.engine, &self.run.run_id).await.unwrap_or_default());
+        }
         // An attempt that was abandoned may have left a process that runs.
         let present = sweep::list(&self.engine, &self.run.run_id).await.unwrap_or_default();
         left.extend(present.into_iter().filter(|container| container.running).map(|container| container.name));

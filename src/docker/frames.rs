@@ -14,6 +14,12 @@ const PROTOCOL_VERSION: u32 = 1;
 /// A frame is shorter than this (`PIPE_BUF`); what is longer is none.
 const MAX_FRAME_BYTES: usize = 4096;
 
+/// What a frame begins with, before the nonce.
+const MARKER: &[u8] = b"\0step-engine ";
+
+/// Characters of a nonce.
+pub(super) const NONCE_BYTES: usize = 32;
+
 /// A secret word between one worker and its client.
 #[derive(Clone)]
 pub(super) struct Nonce(String);
@@ -25,8 +31,18 @@ impl Nonce {
         Ok(Self(format!("{high:016x}{low:016x}")))
     }
 
+    /// The word in the first frame of a worker's output, for whoever was not there when it was agreed upon.
+    pub(super) fn in_output(output: &[u8]) -> Option<Self> {
+        memchr::memmem::find_iter(output, MARKER).find_map(|at| {
+            let word = output.get(at + MARKER.len()..at + MARKER.len() + NONCE_BYTES)?;
+            let follows = output.get(at + MARKER.len() + NONCE_BYTES..at + MARKER.len() + NONCE_BYTES + 2)?;
+            let is_word = word.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) && follows == b" {";
+            is_word.then(|| Self(String::from_utf8_lossy(word).into_owned()))
+        })
+    }
+
     fn marker(&self) -> Vec<u8> {
-        format!("\0step-engine {} ", self.0).into_bytes()
+        [MARKER, self.0.as_bytes(), b" "].concat()
     }
 }
 
@@ -72,12 +88,23 @@ pub(super) enum Frame {
     /// It cannot warm up, and ends.
     Unfit,
     /// It has read its go; the step begins now.
-    Started,
+    Started(Begun),
     /// The step has ended.
     Done(Done),
     /// A newer worker says more than this client knows.
     #[serde(other)]
     Unknown,
+}
+
+/// Which step begins in a worker.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub(super) struct Begun {
+    /// Step name.
+    #[serde(default)]
+    pub(super) step: String,
+    /// Attempt number, from 1.
+    #[serde(default)]
+    pub(super) attempt: u32,
 }
 
 /// How a step ended in a worker.
@@ -229,7 +256,7 @@ mod tests {
         let stream = [
             framed(r#"{"event": "ready", "seconds": 5.1}"#),
             b"out".to_vec(),
-            framed(r#"{"event": "started", "step": "a"}"#),
+            framed(r#"{"event": "started", "step": "a", "attempt": 2}"#),
             framed(done),
             framed(r#"{"event": "unfit", "reason": "b"}"#),
             framed(r#"{"event": "sings", "song": 1}"#),
@@ -237,8 +264,18 @@ mod tests {
         ]
         .concat();
         let done = Frame::Done(Done { code: 137, oom: true, peak_memory_bytes: Some(5), damaged: None });
-        let frames = vec![(0, Frame::Ready), (3, Frame::Started), (3, done), (3, Frame::Unfit), (3, Frame::Unknown)];
+        let started = Frame::Started(Begun { step: "a".to_owned(), attempt: 2 });
+        let frames = vec![(0, Frame::Ready), (3, started), (3, done), (3, Frame::Unfit), (3, Frame::Unknown)];
         assert_eq!(split(&[&stream]), (b"out".to_vec(), frames));
+    }
+
+    #[test]
+    fn the_nonce_is_found_in_the_first_frame() {
+        let output = [b"a\0step-engine 12\0step-engine \n".as_slice(), &framed("{\"event\": \"ready\"}")].concat();
+        assert_eq!(Nonce::in_output(&output).unwrap().0, nonce().0);
+        for end in 0..output.len() - 21 {
+            assert!(Nonce::in_output(&output[..end]).is_none());
+        }
     }
 
     #[test]
@@ -288,9 +325,10 @@ mod tests {
             cuts in prop::collection::vec(1_usize..50, 0..60),
         ) {
             let stream: Vec<u8> = parts.iter().flat_map(|(bytes, _)| bytes.clone()).collect();
+            let started = Frame::Started(Begun { step: "a".to_owned(), attempt: 0 });
             let (mut output, mut frames) = (Vec::new(), Vec::new());
             for (bytes, is_frame) in &parts {
-                if *is_frame { frames.push((output.len(), Frame::Started)) } else { output.extend_from_slice(bytes) }
+                if *is_frame { frames.push((output.len(), started.clone())) } else { output.extend_from_slice(bytes) }
             }
             let (mut chunks, mut rest) = (Vec::new(), stream.as_slice());
             for cut in cuts {

@@ -68,6 +68,16 @@ impl GpuPool {
         Self { permits: Arc::new(Semaphore::new(size)), free: Arc::new(Mutex::new(free)), size }
     }
 
+    /// What a container has that was started by somebody else; nothing when it is not free.
+    pub(super) fn claim(&self, ids: &[String]) -> Option<GpuLease> {
+        let permits = Arc::clone(&self.permits).try_acquire_many_owned(u32::try_from(ids.len()).ok()?).ok()?;
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.iter().all(|id| free.contains(id)).then(|| {
+            free.retain(|id| !ids.contains(id));
+            GpuLease { ids: ids.to_vec(), pool: self.clone(), _permits: permits }
+        })
+    }
+
     /// Waits for `count` free GPUs. None when the engine does not have so many.
     ///
     /// Cancel safe.
@@ -126,6 +136,16 @@ mod tests {
         drop(two);
         assert_eq!(waiting.await.unwrap().ids.len(), 2);
         assert!(pool.acquire(4).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_a_container_has_is_claimed_once() {
+        let pool = GpuPool::new(&["0".into(), "1".into()]);
+        let claimed = pool.claim(&["1".into()]).unwrap();
+        assert!(pool.claim(&["1".into()]).is_none());
+        assert_eq!(pool.acquire(1).await.unwrap().ids, ["0"]);
+        drop(claimed);
+        assert_eq!(pool.acquire(2).await.unwrap().ids.len(), 2);
     }
 
     #[tokio::test]

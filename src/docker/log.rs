@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::container::Container;
 use super::error::DockerError;
+use super::survivors;
 use crate::runner::{AttemptSink, LogStream};
 
 /// When nothing came for so long although the stream is open, nothing more is waited for.
@@ -31,7 +32,7 @@ pub(super) trait Receive: Send + Sync + 'static {
 }
 
 /// All of it is the step's.
-struct Plain(Arc<dyn AttemptSink>);
+pub(super) struct Plain(pub(super) Arc<dyn AttemptSink>);
 
 impl Receive for Plain {
     fn output(&self, stream: LogStream, bytes: Bytes) {
@@ -52,6 +53,25 @@ impl Log {
     pub(super) fn to_sink(sink: Arc<dyn AttemptSink>, attached: AttachContainerResults) -> Self {
         let AttachContainerResults { output, input } = attached;
         Self::follow(Arc::new(Plain(sink)), output, input)
+    }
+
+    /// The same for output that somebody else followed before: all of it, and true, when the engine has a copy and the sink
+    /// wants that; otherwise what is still to come.
+    pub(super) async fn again(
+        receiver: Arc<dyn Receive>,
+        container: &Container,
+        sink: &dyn AttemptSink,
+    ) -> (Self, bool) {
+        let written = survivors::written_bytes(container).await;
+        if written.is_some_and(|bytes| sink.log_again(bytes)) {
+            return (Self::follow(receiver, survivors::whole_output(container), ()), true);
+        }
+        sink.warning("the engine has no full copy of the output; some of it may be missing".to_owned());
+        let log = match container.attach(false).await {
+            Ok(AttachContainerResults { output, input }) => Self::follow(receiver, output, input),
+            Err(_) => Self::follow(receiver, futures_util::stream::empty().boxed(), ()),
+        };
+        (log, false)
     }
 
     /// Hands on what comes, until the stream ends. `kept` is dropped no sooner.

@@ -10,6 +10,7 @@
 //! | `limits`, `files` | CPU and memory limits; directories copied into a container |
 //! | `attempt`, `log`, `executor` | one attempt from top to bottom, cold or warm; the `Executor` of a run |
 //! | `frames`, `outlet`, `worker`, `pool` | the protocol with warm workers; one of them; those of a run |
+//! | `survivors` | what is left of a run whose owner died |
 //! | `sweep` | containers found by label, by any process |
 //!
 //! Decides nothing about the run: no retries, no timeouts, no order.
@@ -32,6 +33,7 @@ mod pool;
 mod registry;
 pub mod run_args;
 mod spec;
+mod survivors;
 pub mod sweep;
 mod worker;
 

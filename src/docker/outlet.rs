@@ -44,6 +44,9 @@ struct State {
     splitters: [Splitter; 2],
     held: Held,
     serves: Serves,
+    /// Steps to come in the output that others have followed: how many are still to begin, and to end on each stream.
+    earlier_starts: usize,
+    earlier_ends: [usize; 2],
 }
 
 enum Serves {
@@ -83,13 +86,32 @@ impl Outlet {
     pub(super) fn new(nonce: &Nonce) -> (Arc<Self>, mpsc::UnboundedReceiver<Event>) {
         let (events, receiver) = mpsc::unbounded_channel();
         let splitters = [Splitter::new(nonce), Splitter::new(nonce)];
-        let state = Mutex::new(State { splitters, held: Held::default(), serves: Serves::Nobody });
-        (Arc::new(Self { state, events }), receiver)
+        let state =
+            State { splitters, held: Held::default(), serves: Serves::Nobody, earlier_starts: 0, earlier_ends: [0; 2] };
+        (Arc::new(Self { state: Mutex::new(state), events }), receiver)
+    }
+
+    /// For the whole output of a worker, from its beginning, that served so many other steps before.
+    pub(super) fn after(nonce: &Nonce, earlier: usize) -> (Arc<Self>, mpsc::UnboundedReceiver<Event>) {
+        let (outlet, events) = Self::new(nonce);
+        let mut state = outlet.lock();
+        state.earlier_starts = earlier;
+        state.earlier_ends = [earlier; 2];
+        drop(state);
+        (outlet, events)
     }
 
     /// The next step to begin is this one. Before the worker is told to go.
     pub(super) fn call(&self, sink: Arc<dyn AttemptSink>, details: AttemptDetails) {
         self.lock().serves = Serves::Called { sink, details, at: Instant::now() };
+    }
+
+    /// What comes is not the output from its beginning after all, but that of the step that was called.
+    pub(super) fn join(&self) {
+        let mut state = self.lock();
+        state.earlier_starts = 0;
+        state.earlier_ends = [0; 2];
+        state.begin(&self.events);
     }
 
     /// The step that was called has begun, also if the worker's word for it was lost.
@@ -135,6 +157,9 @@ impl Receive for Outlet {
 
 impl State {
     fn output(&mut self, stream: LogStream, bytes: Bytes) {
+        if self.earlier_ends[slot(stream)] > 0 {
+            return;
+        }
         match &self.serves {
             Serves::Nobody | Serves::Called { .. } => self.held.push(stream, bytes),
             Serves::Step { sink, done } if !done[slot(stream)] => sink.log(stream, bytes),
@@ -146,7 +171,9 @@ impl State {
         match frame {
             Frame::Ready => drop(events.send(Event::Ready)),
             Frame::Unfit => drop(events.send(Event::Unfit)),
-            Frame::Started => self.begin(events),
+            Frame::Started(_) if self.earlier_starts > 0 => self.earlier_starts -= 1,
+            Frame::Done(_) if self.earlier_ends[slot(stream)] > 0 => self.earlier_ends[slot(stream)] -= 1,
+            Frame::Started(_) => self.begin(events),
             Frame::Done(done) => self.done(stream, done, events),
             Frame::Unknown => {}
         }

@@ -210,6 +210,15 @@ impl Pool {
         state.upstream = steps.map(|step| (step, plan.dag().upstream(step).to_vec())).collect();
     }
 
+    /// The run had another owner: these steps need nothing got ready, and workers have numbers that no other had.
+    pub(super) fn go_on(&self, launched: &[Arc<str>], last_number: u32) {
+        self.0.last_number.fetch_max(last_number, Ordering::Relaxed);
+        let mut state = self.state();
+        for group in state.groups.values_mut() {
+            group.unlaunched.retain(|step| !launched.iter().any(|known| **known == **step));
+        }
+    }
+
     /// Whether any step may start warm.
     pub(super) fn can_prepare(&self) -> bool {
         self.0.starts.values().any(|(start, _)| *start != Start::Cold)

@@ -34,12 +34,18 @@ pub struct ContainerStatus {
     pub step: String,
     /// Attempt number, from 1; 0 for such a worker.
     pub attempt: u32,
+    /// Number of the warm worker that serves several steps.
+    pub worker: Option<u32>,
+    /// Whether it is a warm worker, for one attempt or for several.
+    pub warm: bool,
     /// Whether the process runs (or is paused, or restarting).
     pub running: bool,
     /// Whether it was created and never started.
     pub created: bool,
     /// Whether it is to stay for inspection, at least when it failed.
     pub kept: bool,
+    /// Whether it is to stay however it ended.
+    pub always_kept: bool,
     /// Exit code, when it has ended.
     pub exit_code: Option<i64>,
     /// Whether the kernel killed a process of it for memory.
@@ -191,7 +197,10 @@ async fn find(engine: &Engine, labels: Vec<String>) -> Result<Vec<ContainerStatu
                 attempt: labels.get(label::ATTEMPT).and_then(|text| text.parse().ok()).unwrap_or_default(),
                 running: matches!(summary.state, Some(RUNNING | PAUSED | RESTARTING)),
                 created: summary.state == Some(CREATED),
+                worker: labels.get(label::WORKER).and_then(|text| text.parse().ok()),
+                warm: labels.contains_key(label::WARM) || labels.contains_key(label::WORKER),
                 kept: labels.contains_key(label::KEEP),
+                always_kept: labels.get(label::KEEP).is_some_and(|keep| keep == "always"),
                 exit_code: None,
                 out_of_memory: false,
                 image_id: summary.image_id,

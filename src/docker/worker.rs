@@ -15,7 +15,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 
-use super::container::{self, Container, Owner, Place, RunIdentity};
+use super::container::{self, Container, Owner, Place, RunIdentity, label};
 use super::engine::Engine;
 use super::error::DockerError;
 use super::files::Archives;
@@ -28,7 +28,7 @@ use super::run_args::RunArgs;
 use super::spec::{ContainerSpec, WarmSpec};
 use crate::event::AttemptDetails;
 use crate::plan::Demand;
-use crate::runner::{AttemptSink, AttemptSpec};
+use crate::runner::{AttemptControl, AttemptSink, AttemptSpec};
 
 /// Exit code of a worker whose client went away before it was told to go.
 pub(super) const NEVER_BEGAN: i64 = 75;
@@ -97,6 +97,8 @@ pub(super) struct Worker {
     pub(super) ready: bool,
     /// Steps that began in it.
     pub(super) served: usize,
+    /// Of the step that it served last.
+    pub(super) control: Option<AttemptControl>,
 }
 
 /// A worker's standard input.
@@ -150,6 +152,7 @@ impl Recipe {
                 nonce,
                 ready: false,
                 served: 0,
+                control: None,
             }),
             Err(_) => Err(NotMade { left: container.remove().await.err().map(|_| container.name.clone()) }),
         }
@@ -167,6 +170,7 @@ impl Recipe {
         body.open_stdin = Some(true);
         // Its input ends with our connection: no worker outlives its client.
         body.stdin_once = Some(true);
+        body.labels.get_or_insert_default().insert(label::WARM.to_owned(), "true".to_owned());
         body
     }
 
@@ -240,8 +244,9 @@ impl Worker {
         let mut splitter = Splitter::new(&self.nonce);
         let mut begun = 0;
         while let Some(piece) = copy.next().await {
-            splitter
-                .push(piece.ok()?.into_bytes(), |piece| begun += usize::from(piece == Piece::Frame(Frame::Started)));
+            splitter.push(piece.ok()?.into_bytes(), |piece| {
+                begun += usize::from(matches!(piece, Piece::Frame(Frame::Started(_))))
+            });
         }
         Some(begun > self.served)
     }
@@ -249,9 +254,13 @@ impl Worker {
     /// Ends it and removes its container. Returns the container's name when it stays against our will.
     pub(super) async fn remove(self) -> Option<String> {
         self.outlet.leave();
-        let Self { container, input, log, .. } = self;
+        let Self { container, input, log, control, .. } = self;
         // The end of its input is its end, also when the engine does not listen just now.
         drop((log, input));
+        if let Some(control) = control {
+            // Its output tells how that step ended.
+            control.recorded().await;
+        }
         container.remove().await.err().map(|_| container.name)
     }
 }

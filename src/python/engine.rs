@@ -92,6 +92,8 @@ impl DockerEngine {
                 dict.set_item("attempt", container.attempt)?;
                 dict.set_item("state", state)?;
                 dict.set_item("exit_code", container.exit_code)?;
+                dict.set_item("kept", container.kept)?;
+                dict.set_item("warm", container.warm)?;
                 Ok(dict)
             })
             .collect()
@@ -113,6 +115,13 @@ impl DockerEngine {
         let engine = self.engine.clone();
         self.host
             .wait(py, async move { docker::sweep::stop(&engine, &run_id, force, grace).await })?
+            .map_err(|error| docker_error(py, &error))
+    }
+
+    fn remove_run(&self, py: Python<'_>, run_id: String) -> PyResult<Vec<String>> {
+        let engine = self.engine.clone();
+        self.host
+            .wait(py, async move { docker::sweep::remove(&engine, &run_id).await })?
             .map_err(|error| docker_error(py, &error))
     }
 

@@ -1,9 +1,9 @@
 //! `DockerRun`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pyo3::prelude::*;
 use tokio::sync::{mpsc, oneshot};
@@ -14,8 +14,9 @@ use super::host::Host;
 use super::inbox::Inbox;
 use crate::docker::{ContainerSpec, DockerExecutor, PullObserver, RunIdentity};
 use crate::plan::{Admission, Plan, PlanError, PlanSpec, StepSpec};
-use crate::runner::journal::{Header, VERSION};
-use crate::runner::{NoticeSender, Order, Run, drive, notices};
+use crate::runner::journal::{self, FILE_NAME, Header, Journal, VERSION};
+use crate::runner::replay::replay;
+use crate::runner::{NoticeReceiver, NoticeSender, Order, Resumption, Run, drive, notices, resume};
 use crate::schedule::{CancelReason, Verdict};
 
 /// One run of a plan on an engine.
@@ -38,6 +39,59 @@ struct Waiting {
     executor: Arc<DockerExecutor>,
     orders: mpsc::UnboundedReceiver<Order>,
     notices: NoticeSender,
+    behind: Option<Behind>,
+}
+
+/// What a run that is gone on with has behind it.
+struct Behind {
+    journal: PathBuf,
+    /// Until its last owner died, since it began.
+    alive_for: Duration,
+    completed: BTreeSet<String>,
+}
+
+impl Behind {
+    fn read(self) -> Result<Resumption, String> {
+        let unusable = |why: String| format!("{}: {why}.", self.journal.display());
+        let (journal, recorded) = Journal::open(&self.journal).map_err(|error| unusable(error.to_string()))?;
+        let left = replay(&recorded).map_err(|error| unusable(error.to_string()))?;
+        let now = left.at.max(self.alive_for);
+        Ok(Resumption { journal, left, now, completed: self.completed })
+    }
+}
+
+/// What a run is driven with.
+struct Made {
+    executor: DockerExecutor,
+    sender: NoticeSender,
+    receiver: NoticeReceiver,
+}
+
+impl Made {
+    fn new(
+        py: Python<'_>,
+        engine: &DockerEngine,
+        plan: &Plan,
+        admission: &Admission,
+        containers: &Bound<'_, PyAny>,
+        component: &str,
+    ) -> PyResult<Self> {
+        let specs = specs_of(plan, containers).map_err(|error| plan_error(py, &error))?;
+        let identity = RunIdentity {
+            run_id: plan.run_id.clone(),
+            pipeline: plan.pipeline.clone(),
+            component: (!component.is_empty()).then(|| component.to_owned()),
+        };
+        let (sender, receiver) = notices();
+        let pulls: PullObserver = {
+            let notices = sender.clone();
+            Arc::new(move |pull| notices.progress(pull.to_string()))
+        };
+        let executor = DockerExecutor::new(engine.engine.clone(), identity, specs, Some(pulls))
+            .map_err(|error| docker_error(py, &error))?
+            .expecting(plan, admission.max_parallelism);
+        Ok(Self { executor, sender, receiver })
+    }
 }
 
 #[pymethods]
@@ -54,52 +108,47 @@ impl DockerRun {
     ) -> PyResult<Self> {
         let spec: PlanSpec = from_python(plan, "").map_err(|error| plan_error(py, &error))?;
         let plan = Plan::new(spec.clone()).map_err(|error| plan_error(py, &error))?;
-        let specs = specs_of(&plan, containers).map_err(|error| plan_error(py, &error))?;
         let capacity = engine.engine.info().capacity();
         let admission = Admission::new(&plan, capacity).map_err(|error| plan_error(py, &error))?;
-        let identity = RunIdentity {
-            run_id: plan.run_id.clone(),
-            pipeline: plan.pipeline.clone(),
-            component: (!component.is_empty()).then(|| component.to_owned()),
-        };
-        let (sender, receiver) = notices();
-        let pulls: PullObserver = {
-            let notices = sender.clone();
-            Arc::new(move |pull| notices.progress(pull.to_string()))
-        };
-        let executor = DockerExecutor::new(engine.engine.clone(), identity, specs, Some(pulls))
-            .map_err(|error| docker_error(py, &error))?
-            .expecting(&plan, admission.max_parallelism);
-        let warnings = admission.warnings.iter().map(|w| format!("Step `{}` {}.", w.step, w.message)).collect();
-        let (orders, inbox) = mpsc::unbounded_channel();
-        let executor = Arc::new(executor);
-        let prepare = executor.can_prepare();
+        let made = Made::new(py, engine, &plan, &admission, containers, component)?;
+        let prepare = made.executor.can_prepare();
         #[expect(clippy::disallowed_methods, reason = "when the run began, for people")]
         let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let began_unix_nanos = u64::try_from(began.as_nanos()).unwrap_or(u64::MAX);
-        let header = Header { version: VERSION, plan: spec, capacity, prepare, began_unix_nanos };
-        Ok(Self {
-            host: Arc::clone(&engine.host),
-            warnings,
-            max_parallelism: admission.max_parallelism,
-            orders,
-            executor: Arc::clone(&executor),
-            admission: admission.clone(),
-            waiting: Mutex::new(Some(Waiting {
-                run: Run {
-                    plan: Arc::new(plan),
-                    admission,
-                    prepare,
-                    log_directory: run_directory,
-                    journal: Some(header),
-                },
-                executor,
-                orders: inbox,
-                notices: sender,
-            })),
-            inbox: Inbox::new(receiver),
-            judgements: Mutex::default(),
-        })
+        let journal = Some(Header { version: VERSION, plan: spec, capacity, prepare, began_unix_nanos });
+        let run = Run { plan: Arc::new(plan), admission, prepare, log_directory: run_directory, journal };
+        Ok(Self::made(engine, run, made, None))
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (engine, containers, *, run_directory, component="", alive_until_unix_seconds=None, completed=None))]
+    fn resume(
+        py: Python<'_>,
+        engine: &DockerEngine,
+        containers: &Bound<'_, PyAny>,
+        run_directory: PathBuf,
+        component: &str,
+        alive_until_unix_seconds: Option<f64>,
+        completed: Option<BTreeSet<String>>,
+    ) -> PyResult<Self> {
+        let path = run_directory.join(FILE_NAME);
+        let unusable = |why: String| engine_error(py, format!("{}: {why}.", path.display()));
+        let bytes = std::fs::read(&path).map_err(|error| unusable(error.to_string()))?;
+        let recorded = journal::parse(&bytes).map_err(|error| unusable(error.to_string()))?;
+        let left = replay(&recorded).map_err(|error| unusable(error.to_string()))?;
+        let made = Made::new(py, engine, &left.plan, &left.admission, containers, component)?;
+        let run = Run {
+            plan: left.plan,
+            admission: left.admission,
+            prepare: recorded.header.prepare,
+            log_directory: Some(run_directory),
+            journal: None,
+        };
+        let began = Duration::from_nanos(recorded.header.began_unix_nanos);
+        let alive_until = alive_until_unix_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let alive_for = alive_until.unwrap_or_default().saturating_sub(began);
+        let behind = Behind { journal: path.clone(), alive_for, completed: completed.unwrap_or_default() };
+        Ok(Self::made(engine, run, made, Some(behind)))
     }
 
     #[getter]
@@ -127,7 +176,15 @@ impl DockerRun {
         let Some(waiting) = lock(&self.waiting).take() else {
             return Err(engine_error(py, "The run was started already."));
         };
-        runtime.spawn(drive(waiting.run, waiting.executor, waiting.orders, waiting.notices));
+        let Waiting { run, executor, orders, notices, behind } = waiting;
+        match behind {
+            None => drop(runtime.spawn(drive(run, executor, orders, notices))),
+            Some(behind) => {
+                // Again, now that the caller is the owner: somebody else may have gone on with it in the meantime.
+                let resumption = behind.read().map_err(|why| engine_error(py, why))?;
+                runtime.spawn(resume(run, resumption, executor, orders, notices));
+            }
+        }
         Ok(())
     }
 
@@ -191,6 +248,25 @@ impl DockerRun {
     fn drop_step(&self, step: String) {
         // Fails only when the run is over.
         let _ = self.orders.send(Order::Drop(step));
+    }
+}
+
+impl DockerRun {
+    fn made(engine: &DockerEngine, run: Run, made: Made, behind: Option<Behind>) -> Self {
+        let (orders, inbox) = mpsc::unbounded_channel();
+        let executor = Arc::new(made.executor);
+        let warnings = run.admission.warnings.iter().map(|w| format!("Step `{}` {}.", w.step, w.message)).collect();
+        Self {
+            host: Arc::clone(&engine.host),
+            warnings,
+            max_parallelism: run.admission.max_parallelism,
+            orders,
+            executor: Arc::clone(&executor),
+            admission: run.admission.clone(),
+            waiting: Mutex::new(Some(Waiting { run, executor, orders: inbox, notices: made.sender, behind })),
+            inbox: Inbox::new(made.receiver),
+            judgements: Mutex::default(),
+        }
     }
 }
 

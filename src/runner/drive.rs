@@ -1,22 +1,22 @@
 //! Carries a scheduler's effects out and feeds it what happens.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
-use super::journal::{Entry, Header};
+use super::journal::{Entry, Header, Journal};
 use super::ledger::Ledger;
-use super::logs::{AttemptLog, create_private_directory, log_path};
+use super::logs::{AttemptLog, create_private_directory};
 use super::notice::{Judgement, Notice, NoticeSender};
-use super::{AttemptControl, AttemptSink, AttemptSpec, Executor, LogStream};
-use crate::event::{AttemptDetails, Outcome, RunEvent, RunSummary, Usage};
+use super::replay::{InFlight, Replayed};
+use super::sink::{Message, Sink};
+use super::{AttemptControl, AttemptSink, AttemptSpec, Executor, LeftAttempt, TakeOver};
+use crate::event::{Outcome, RunEvent, RunSummary};
 use crate::plan::{Admission, Plan, StepIndex, StepSpec};
 use crate::schedule::{CancelReason, Effect, Input, ScheduleOptions, Scheduler, StopForce, Verdict};
 
@@ -65,24 +65,17 @@ impl From<CancelReason> for Order {
     }
 }
 
-enum Message {
-    /// A log line is unfinished.
-    Unfinished,
-    Started {
-        step: StepIndex,
-        attempt: u32,
-        details: AttemptDetails,
-    },
-    Over {
-        step: StepIndex,
-        attempt: u32,
-        outcome: Outcome,
-    },
-    Judged {
-        step: StepIndex,
-        attempt: u32,
-        verdict: Verdict,
-    },
+/// A run as its last owner left it, and what is known of it beside its journal.
+#[derive(Debug)]
+pub struct Resumption {
+    /// Goes on to be written.
+    pub journal: Journal,
+    /// Of the same journal.
+    pub left: Replayed,
+    /// Time of the run at which it goes on: its clock stands still while nobody drives it.
+    pub now: Duration,
+    /// Steps that are known to have done their work, should nothing else be left of their attempts.
+    pub completed: BTreeSet<String>,
 }
 
 /// Runs a plan to its end with an executor.
@@ -99,26 +92,35 @@ pub async fn drive<E: Executor, O: Into<Order>>(
     orders: mpsc::UnboundedReceiver<O>,
     notices: NoticeSender,
 ) -> RunSummary {
-    let (messages, inbox) = mpsc::unbounded_channel();
     let scheduler = Scheduler::new(Arc::clone(&run.plan), &run.admission, ScheduleOptions { prepare: run.prepare });
-    let driver = Driver {
-        begun: Instant::now(),
-        scheduler,
-        executor,
-        notices,
-        messages,
-        attempts: JoinSet::new(),
-        of_task: HashMap::new(),
-        live: HashMap::new(),
-        wake_at: None,
-        look_at: None,
-        abandoned: false,
-        summary: None,
-        ledger: None,
-        journal_fails_since: None,
-        journal_retry_at: None,
-        run,
-    };
+    let (mut driver, inbox) = Driver::new(run, scheduler, executor, notices);
+    driver.begin();
+    driver.run(inbox, orders).await
+}
+
+/// Goes on with a run whose owner died, to its end: adopts what still runs, takes what ended meanwhile as it ended, launches
+/// nothing a second time that may have begun. `run` is as it was at the beginning, without its journal's first line.
+///
+/// Everything else is as with [`drive`]. What the last owner told its host is not told again.
+pub async fn resume<E: Executor, O: Into<Order>>(
+    run: Run,
+    resumption: Resumption,
+    executor: Arc<E>,
+    orders: mpsc::UnboundedReceiver<O>,
+    notices: NoticeSender,
+) -> RunSummary {
+    let Resumption { journal, left, now, completed } = resumption;
+    let Replayed { scheduler, at, in_flight, prepared, events, summary, .. } = left;
+    let (mut driver, inbox) = Driver::new(run, scheduler, executor, notices);
+    driver.behind = now.max(at);
+    driver.summary = summary;
+    driver.ledger = driver.run.log_directory.as_ref().map(|directory| Ledger::go_on(directory, journal));
+    driver.take_over(in_flight, &events, &completed).await;
+    if driver.summary.is_none() {
+        driver.carry_out(prepared.into_iter().map(|step| Effect::Prepare { step }).collect());
+        // The beginning, should the last owner have died before it; otherwise it changes nothing.
+        driver.feed(Input::Start);
+    }
     driver.run(inbox, orders).await
 }
 
@@ -132,6 +134,8 @@ struct Driver<E> {
     of_task: HashMap<Id, (StepIndex, u32)>,
     live: HashMap<(StepIndex, u32), Live>,
     begun: Instant,
+    /// Time of the run at that moment: what a former owner has behind it.
+    behind: Duration,
     wake_at: Option<Duration>,
     /// When to look at unfinished log lines.
     look_at: Option<Instant>,
@@ -140,36 +144,61 @@ struct Driver<E> {
     ledger: Option<Ledger>,
     journal_fails_since: Option<Instant>,
     journal_retry_at: Option<Instant>,
+    /// Attempts whose end is not in the journal yet.
+    unrecorded: Vec<watch::Sender<bool>>,
 }
 
 struct Live {
     stop: watch::Sender<Option<StopForce>>,
+    /// Until its end is known.
+    record: Option<watch::Sender<bool>>,
     sink: Arc<Sink>,
     /// The first word on the outcome counts: `settled` or the future's end.
     over: bool,
 }
 
 impl<E: Executor> Driver<E> {
+    fn new(
+        run: Run,
+        scheduler: Scheduler,
+        executor: Arc<E>,
+        notices: NoticeSender,
+    ) -> (Self, mpsc::UnboundedReceiver<Message>) {
+        let (messages, inbox) = mpsc::unbounded_channel();
+        let driver = Self {
+            begun: Instant::now(),
+            behind: Duration::ZERO,
+            scheduler,
+            executor,
+            notices,
+            messages,
+            attempts: JoinSet::new(),
+            of_task: HashMap::new(),
+            live: HashMap::new(),
+            wake_at: None,
+            look_at: None,
+            abandoned: false,
+            summary: None,
+            ledger: None,
+            journal_fails_since: None,
+            journal_retry_at: None,
+            unrecorded: Vec::new(),
+            run,
+        };
+        (driver, inbox)
+    }
+
     async fn run<O: Into<Order>>(
         mut self,
         mut inbox: mpsc::UnboundedReceiver<Message>,
         mut orders: mpsc::UnboundedReceiver<O>,
     ) -> RunSummary {
-        if let Some(directory) = &self.run.log_directory
-            && let Err(error) = create_private_directory(directory)
-        {
-            let message = format!("the log directory {} cannot be created: {error}", directory.display());
-            self.warn(message);
-        } else {
-            self.begin_journal();
-        }
-        self.feed(Input::Start);
         let mut host_gone = false;
         let mut summary = loop {
             if let Some(summary) = self.summary.take() {
                 break summary;
             }
-            let wake = self.wake_at.map(|at| self.begun + at);
+            let wake = self.wake_at.map(|at| self.begun + at.saturating_sub(self.behind));
             tokio::select! {
                 // What an attempt said before it ended is heard before its end.
                 biased;
@@ -184,6 +213,9 @@ impl<E: Executor> Driver<E> {
                 () = sleep_until(self.journal_retry_at) => self.write_journal(),
             }
         };
+        // Nothing is recorded any more, and nobody waits for it.
+        self.unrecorded.extend(self.live.values_mut().filter_map(|live| live.record.take()));
+        self.tell_recorded();
         let limit = if summary.left_running.is_empty() { CLEANUP_LIMIT } else { GIVEN_UP_CLEANUP_LIMIT };
         if !self.abandoned {
             let cleaned_up = async {
@@ -210,6 +242,70 @@ impl<E: Executor> Driver<E> {
         summary
     }
 
+    fn begin(&mut self) {
+        if let Some(directory) = &self.run.log_directory
+            && let Err(error) = create_private_directory(directory)
+        {
+            let message = format!("the log directory {} cannot be created: {error}", directory.display());
+            self.warn(message);
+        } else {
+            self.begin_journal();
+        }
+        self.feed(Input::Start);
+    }
+
+    /// Takes up what a former owner left.
+    async fn take_over(
+        &mut self,
+        in_flight: BTreeMap<(StepIndex, u32), InFlight>,
+        events: &[RunEvent],
+        completed: &BTreeSet<String>,
+    ) {
+        let open = in_flight.iter().filter(|(_, flight)| flight.over.is_none());
+        let attempts = open.map(|(&(step, attempt), flight)| LeftAttempt {
+            step: Arc::clone(&self.scheduler.plan().step(step).name),
+            attempt,
+            started: flight.started.clone(),
+        });
+        let is_launched = |event: &RunEvent| match event {
+            RunEvent::AttemptLaunched { step, .. } | RunEvent::StepFinished { step, .. } => Some(Arc::from(&**step)),
+            _ => None,
+        };
+        let left = TakeOver { attempts: attempts.collect(), launched: events.iter().filter_map(is_launched).collect() };
+        Arc::clone(&self.executor).take_over(left).await;
+        for ((step, attempt), flight) in in_flight {
+            self.adopt(step, attempt, flight, completed);
+        }
+    }
+
+    fn adopt(&mut self, step: StepIndex, attempt: u32, flight: InFlight, completed: &BTreeSet<String>) {
+        let spec = self.spec(step, attempt);
+        let (live, control) = self.live(&spec, flight.stop);
+        let sink = Arc::clone(&live.sink);
+        if let Some(outcome) = flight.over {
+            let log_tail = sink.kept_tail();
+            self.live.insert((step, attempt), Live { over: true, ..live });
+            return self.ask(step, attempt, outcome, log_tail);
+        }
+        self.live.insert((step, attempt), live);
+        let has_completed = completed.contains(&*spec.name);
+        let executor = Arc::clone(&self.executor);
+        self.supervise((step, attempt), async move {
+            let reports = || Arc::clone(&sink) as Arc<dyn AttemptSink>;
+            let adopted = Arc::clone(&executor).adopt(spec.clone(), control.clone(), reports()).await;
+            let outcome = match adopted {
+                Some(outcome) => outcome,
+                None if has_completed => Outcome::Completed,
+                None if flight.started.is_some() => {
+                    Outcome::Lost { reason: "its container was removed while nobody drove the run".to_owned() }
+                }
+                None => executor.run(spec, control, reports()).await,
+            };
+            sink.settled(&outcome);
+            outcome
+        });
+    }
+
     fn on_order(&mut self, order: Order) {
         match order {
             Order::Cancel(reason) => {
@@ -226,10 +322,13 @@ impl<E: Executor> Driver<E> {
     }
 
     fn feed(&mut self, input: Input) {
-        let now = self.begun.elapsed();
+        let now = self.behind + self.begun.elapsed();
         self.wake_at = None;
         let effects = self.scheduler.handle(now, input.clone());
-        let Some(ledger) = &mut self.ledger else { return self.carry_out(effects) };
+        let Some(ledger) = &mut self.ledger else {
+            self.tell_recorded();
+            return self.carry_out(effects);
+        };
         let launched = effects.iter().filter_map(|effect| match effect {
             Effect::Launch { step, attempt } => Some((*step, *attempt)),
             _ => None,
@@ -273,13 +372,23 @@ impl<E: Executor> Driver<E> {
                 self.journal_retry_at = Some(now + JOURNAL_RETRY);
             }
         }
+        if self.journal_retry_at.is_none() {
+            self.tell_recorded();
+        }
         self.carry_out(effects);
+    }
+
+    fn tell_recorded(&mut self) {
+        for record in self.unrecorded.drain(..) {
+            record.send_replace(true);
+        }
     }
 
     fn give_journal_up(&mut self, why: &str) {
         self.journal_retry_at = None;
         let Some(ledger) = self.ledger.take() else { return };
         self.warn(format!("the run goes on without a journal: {why}; `step-engine runs` will not know of it"));
+        self.tell_recorded();
         self.carry_out(ledger.give_up());
     }
 
@@ -314,35 +423,34 @@ impl<E: Executor> Driver<E> {
 
     fn launch(&mut self, step: StepIndex, attempt: u32) {
         let spec = self.spec(step, attempt);
-        let path = self.run.log_directory.as_deref().map(|directory| log_path(directory, &spec.name, attempt));
-        let (log, warning) = AttemptLog::open(path.as_deref());
-        let sink = Arc::new(Sink {
-            step,
-            name: Arc::clone(&spec.name),
-            attempt,
-            log_path: path.filter(|_| log.has_file()).map(|path| path.display().to_string()),
-            log: Mutex::new(log),
-            watched: AtomicBool::new(false),
-            messages: self.messages.clone(),
-            notices: self.notices.clone(),
-        });
-        if let Some(message) = warning {
-            sink.warning(message);
-        }
-        let (stop, control) = AttemptControl::new();
-        self.live.insert((step, attempt), Live { stop, sink: Arc::clone(&sink), over: false });
+        let (live, control) = self.live(&spec, None);
+        let sink = Arc::clone(&live.sink);
+        self.live.insert((step, attempt), live);
         let executor = Arc::clone(&self.executor);
-        let task = self.attempts.spawn(async move {
+        self.supervise((step, attempt), async move {
             let outcome = executor.run(spec, control, Arc::clone(&sink) as Arc<dyn AttemptSink>).await;
             sink.settled(&outcome);
             outcome
         });
-        self.of_task.insert(task.id(), (step, attempt));
+    }
+
+    fn live(&self, spec: &AttemptSpec, stopped: Option<StopForce>) -> (Live, AttemptControl) {
+        let sink = Sink::open(spec, self.run.log_directory.as_deref(), &self.messages, &self.notices);
+        let (stop, record, control) = AttemptControl::recording();
+        stop.send_replace(stopped);
+        (Live { stop, record: Some(record), sink, over: false }, control)
+    }
+
+    fn supervise(&mut self, id: (StepIndex, u32), attempt: impl Future<Output = Outcome> + Send + 'static) {
+        let task = self.attempts.spawn(attempt);
+        self.of_task.insert(task.id(), id);
     }
 
     fn on_joined(&mut self, ended: Result<(Id, Outcome), tokio::task::JoinError>) {
         let (id, outcome) = match ended {
             Ok((id, outcome)) => (id, outcome),
+            // The runtime goes down, and this owner with it. That says nothing of the step, and must not be written down.
+            Err(error) if error.is_cancelled() => return,
             Err(error) => (error.id(), Outcome::Lost { reason: format!("its supervision failed: {error}") }),
         };
         if let Some((step, attempt)) = self.of_task.remove(&id) {
@@ -372,6 +480,7 @@ impl<E: Executor> Driver<E> {
         if std::mem::replace(&mut live.over, true) {
             return;
         }
+        self.unrecorded.extend(live.record.take());
         if outcome.is_completed() {
             self.live.remove(&(step, attempt));
             let verdict = Verdict { outcome, may_retry: false };
@@ -381,6 +490,11 @@ impl<E: Executor> Driver<E> {
         let log_tail = live.sink.tail();
         let outcome = self.scheduler.classify(step, attempt, outcome);
         self.feed(Input::AttemptOver { step, attempt, outcome: outcome.clone() });
+        self.ask(step, attempt, outcome, log_tail);
+    }
+
+    /// Asks the host for its verdict.
+    fn ask(&self, step: StepIndex, attempt: u32, outcome: Outcome, log_tail: Vec<String>) {
         let (reply, answer) = oneshot::channel();
         let name = Arc::clone(&self.scheduler.plan().step(step).name);
         let judgement = Judgement { step: name, attempt, outcome: outcome.clone(), log_tail, reply };
@@ -437,74 +551,5 @@ async fn sleep_until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
-    }
-}
-
-struct Sink {
-    step: StepIndex,
-    name: Arc<str>,
-    attempt: u32,
-    log_path: Option<String>,
-    log: Mutex<AttemptLog>,
-    /// Whether the driver looks at unfinished lines already.
-    watched: AtomicBool,
-    messages: mpsc::UnboundedSender<Message>,
-    notices: NoticeSender,
-}
-
-impl Sink {
-    fn flush(&self, lines: impl Fn(&mut AttemptLog, LogStream) -> String) {
-        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        for stream in [LogStream::Stdout, LogStream::Stderr] {
-            self.notices.log(&self.name, self.attempt, stream, lines(&mut log, stream));
-        }
-    }
-
-    /// Shows what has been unfinished for long; whether something is unfinished still.
-    fn show_quiet_lines(&self) -> bool {
-        self.flush(AttemptLog::flush_quiet);
-        // Under the lock, so that no line begins unnoticed in between.
-        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        let unfinished = log.is_unfinished();
-        self.watched.store(unfinished, Ordering::Relaxed);
-        unfinished
-    }
-
-    fn tail(&self) -> Vec<String> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).tail()
-    }
-}
-
-impl AttemptSink for Sink {
-    fn started(&self, mut details: AttemptDetails) {
-        details.log_path = self.log_path.clone();
-        let _ = self.messages.send(Message::Started { step: self.step, attempt: self.attempt, details });
-    }
-
-    fn log(&self, stream: LogStream, bytes: Bytes) {
-        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        let (text, warning) = log.push(stream, &bytes);
-        self.notices.log(&self.name, self.attempt, stream, text);
-        if log.is_unfinished() && !self.watched.swap(true, Ordering::Relaxed) {
-            let _ = self.messages.send(Message::Unfinished);
-        }
-        if let Some(message) = warning {
-            self.warning(message);
-        }
-    }
-
-    fn measured(&self, usage: Usage) {
-        let event = RunEvent::AttemptMeasured { step: self.name.to_string(), attempt: self.attempt, usage };
-        self.notices.send(Notice::Event(event));
-    }
-
-    fn settled(&self, outcome: &Outcome) {
-        self.flush(AttemptLog::finish);
-        self.notices.flush_omission(&self.name);
-        let _ = self.messages.send(Message::Over { step: self.step, attempt: self.attempt, outcome: outcome.clone() });
-    }
-
-    fn warning(&self, message: String) {
-        self.notices.send(Notice::Warning { step: Arc::clone(&self.name), message });
     }
 }

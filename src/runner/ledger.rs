@@ -26,6 +26,11 @@ impl Ledger {
         Ok(Self { journal: Journal::create(&path, header)?, path, held: VecDeque::new() })
     }
 
+    /// Goes on with the journal of a run in its directory.
+    pub(super) fn go_on(directory: &Path, journal: Journal) -> Self {
+        Self { journal, path: directory.join(FILE_NAME), held: VecDeque::new() }
+    }
+
     /// Takes an input with what it led to.
     pub(super) fn hold(&mut self, entry: Entry, effects: Vec<Effect>) {
         self.held.push_back((entry, effects));

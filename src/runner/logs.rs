@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::LogStream;
@@ -26,6 +26,8 @@ pub struct AttemptLog {
     file: Option<File>,
     partial: [Partial; 2],
     tail: VecDeque<String>,
+    /// Bytes to come that were shown before.
+    shown_before: u64,
 }
 
 #[derive(Debug, Default)]
@@ -47,12 +49,51 @@ impl AttemptLog {
                 (None, Some(format!("the log file {} cannot be written: {error}", path.display())))
             }
         };
-        (Self { file, partial: Default::default(), tail: VecDeque::new() }, warning)
+        (Self { file, partial: Default::default(), tail: VecDeque::new(), shown_before: 0 }, warning)
+    }
+
+    /// All of the output comes again, at least so many bytes: the file begins anew, and as much as it had is not shown once
+    /// more. False when the file has more than that, which is then kept.
+    pub(super) fn restart(&mut self, bytes: u64) -> bool {
+        let Some(file) = &self.file else { return true };
+        let kept = file.metadata().map_or(0, |metadata| metadata.len());
+        if kept > bytes || file.set_len(0).is_err() {
+            return false;
+        }
+        self.shown_before = kept;
+        true
+    }
+
+    /// The last lines of a file that a former owner kept.
+    pub(super) fn kept_tail(path: &Path) -> Vec<String> {
+        const ENOUGH: i64 = 16 * 1024;
+
+        let read = || -> io::Result<Vec<u8>> {
+            let mut file = File::open(path)?;
+            let length = i64::try_from(file.metadata()?.len()).unwrap_or(i64::MAX);
+            file.seek(SeekFrom::End(-length.min(ENOUGH)))?;
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let (mut log, _) = Self::open(None);
+        log.push(LogStream::Stdout, &read().unwrap_or_default());
+        log.finish(LogStream::Stdout);
+        log.tail()
     }
 
     /// Takes bytes; gives the lines that are complete now, and a warning when the file has to be given up.
     pub fn push(&mut self, stream: LogStream, bytes: &[u8]) -> (String, Option<String>) {
         let warning = self.write_file(bytes);
+        let before = usize::try_from(self.shown_before).unwrap_or(usize::MAX).min(bytes.len());
+        let (before, new) = bytes.split_at(before);
+        self.shown_before -= before.len() as u64;
+        // For the tail.
+        drop(self.lines(stream, before));
+        (self.lines(stream, new), warning)
+    }
+
+    fn lines(&mut self, stream: LogStream, bytes: &[u8]) -> String {
         let mut lines = String::new();
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -75,7 +116,7 @@ impl AttemptLog {
                 }
             }
         }
-        (lines, warning)
+        lines
     }
 
     /// Gives an unfinished line to which nothing was added since the last call, such as a prompt or a progress bar.
@@ -237,6 +278,25 @@ mod tests {
             .filter(|text| !text.is_empty())
             .collect();
         assert_eq!(shown, ["9%\n", "19%\n"]);
+    }
+
+    #[test]
+    fn what_comes_again_is_kept_once_and_shown_once() {
+        let path = std::env::temp_dir().join(format!("step-engine-log-again-{}", std::process::id()));
+        let _ = fs::remove_file(&path);
+        let (mut log, _) = AttemptLog::open(Some(&path));
+        log.push(LogStream::Stdout, b"one\ntwo\nth");
+        drop(log);
+        assert_eq!(AttemptLog::kept_tail(&path), ["one", "two", "th"]);
+        let (mut log, _) = AttemptLog::open(Some(&path));
+        assert!(!log.restart(9), "the engine's copy has lost its beginning");
+        assert!(log.restart(10));
+        let shown: String =
+            ["one\nt", "wo\nthr", "ee\nfour\n"].map(|piece| log.push(LogStream::Stdout, piece.as_bytes()).0).concat();
+        assert_eq!(shown, "three\nfour\n");
+        assert_eq!(log.tail(), ["one", "two", "three", "four"]);
+        assert_eq!(fs::read(&path).unwrap(), b"one\ntwo\nthree\nfour\n");
+        fs::remove_file(path).unwrap();
     }
 
     #[test]

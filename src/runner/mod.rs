@@ -9,9 +9,10 @@ mod logs;
 mod notice;
 pub mod replay;
 mod simulate;
+mod sink;
 
-pub use drive::{Order, Run, drive};
-pub use executor::{AttemptControl, AttemptSink, AttemptSpec, Executor, LogStream};
+pub use drive::{Order, Resumption, Run, drive, resume};
+pub use executor::{AttemptControl, AttemptSink, AttemptSpec, Executor, LeftAttempt, LogStream, TakeOver};
 pub use logs::AttemptLog;
 pub use notice::{Judgement, Notice, NoticeReceiver, NoticeSender, RunOver, notices};
 // Part of the executor's contract: executors stop with a force and know nothing else of the scheduler.

@@ -200,6 +200,20 @@ class Project:
         assert done.returncode == 0, f"zenml {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 
+    def step_engine(self, *arguments: str, folder: Path | None = None) -> tuple[int, str]:
+        """Runs our command, from any folder, and returns its exit code and output."""
+        done = subprocess.run(
+            [str(Path(sys.executable).parent / "step-engine"), *arguments],
+            cwd=folder or self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        return done.returncode, done.stdout
+
     def start(
         self, scenario: str, isolation: str = "container", module: str = "scenarios.py", **environment: str
     ) -> subprocess.Popen[str]:

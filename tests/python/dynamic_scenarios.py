@@ -126,6 +126,19 @@ def restarted() -> None:
     dies_once.with_options(retry=StepRetryConfig(max_retries=1))()
 
 
+@step(runtime="isolated")
+def needs_a_file() -> int:
+    if not Path("/scratch/the-file").exists():
+        raise ValueError("the file is missing")
+    return 1
+
+
+@pipeline(dynamic=True, enable_cache=False, settings=SETTINGS)
+def retried() -> None:
+    counted()
+    needs_a_file()
+
+
 def _asks(request: bytes) -> str:
     with socket.socket(socket.AF_UNIX) as line:
         line.settimeout(60)

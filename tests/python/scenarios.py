@@ -176,6 +176,27 @@ def background() -> None:
     source()
 
 
+@pipeline(
+    enable_cache=False,
+    settings={"docker": DOCKER, "orchestrator": {**SCRATCH_VOLUME["orchestrator"], "synchronous": False}},
+)
+def watched() -> None:
+    usual(sleeps())
+
+
+@step
+def mends() -> int:
+    if not Path("/scratch/mended").exists():
+        raise ValueError("not yet")
+    return 1
+
+
+@pipeline(enable_cache=False, settings=SETTINGS)
+def mended() -> None:
+    source()
+    usual(mends())
+
+
 REFUSED = {
     "memory": {"resources": ResourceSettings(memory="900TB")},
     "image": {

@@ -353,14 +353,12 @@ class Session(DynamicSession):
 
     def __init__(self, run: FakeRun) -> None:
         self._run = run  # pyright: ignore
+        self._run_id = uuid4()
         self._submitting, self._changed = threading.Lock(), threading.Condition()
-        self._states, self._newest, self._again, self._name_of = {}, {}, set(), {}
+        self._states, self._newest, self._again, self._over, self._name_of = {}, {}, set(), set(), {}
 
     def _row(self, step_run_id: UUID, invocation_id: str) -> Any:
-        return SimpleNamespace(id=step_run_id, name=invocation_id)
-
-    def _name(self, row: Any) -> str:
-        return row.name
+        return SimpleNamespace(id=step_run_id, name=invocation_id, pipeline_run_id=self._run_id)
 
     def _described(self, row: Any, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"name": name}, {}
@@ -430,6 +428,22 @@ def test_one_step_runs_once_at_a_time(session: Session, monkeypatch: pytest.Monk
     session.submit(uuid4(), "a")
     with pytest.raises(RefusedError, match="runs already"):
         session.submit(uuid4(), "a")
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J", "a\nb", "a" * 256])
+def test_a_name_that_would_spoil_a_terminal_is_refused(session: Session, run: FakeRun, name: str) -> None:
+    with pytest.raises(RefusedError, match="cannot be the name of a step") as refusal:
+        session.submit(uuid4(), name)
+    assert str(refusal.value).isprintable()
+    assert run.requested == []
+
+
+def test_a_retry_that_is_asked_for_before_the_word_on_it_came_waits(session: Session, run: FakeRun) -> None:
+    session.submit(uuid4(), "a")
+    session.handle(ended("exited"))
+    threading.Timer(0.3, lambda: session.handle({"kind": "retry_scheduled", "step": "a"})).start()
+    assert session.submit(uuid4(), "a") == "provisioning"
+    assert run.requested == ["a", "a"]
 
 
 def test_what_the_host_cannot_run_is_refused(session: Session, run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> None:

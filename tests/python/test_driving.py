@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from step_engine import orders
 from step_engine.console import Console
 from step_engine.errors import RunInterruptedError, StepFailedError
 
@@ -67,6 +68,8 @@ class Store:
         self.asked = threading.Event()
         self.back = threading.Event()
         self.finished: list[str] = []
+        self.known: set[str] = set()
+        self.told: list[tuple[str, str]] = []
         if not away:
             self.back.set()
 
@@ -83,6 +86,15 @@ class Store:
 
     def finish(self, status: str, _reason: str | None) -> None:
         self.finished.append(status)
+
+    def knows_outcome(self, step: str) -> bool:
+        return step in self.known
+
+    def ensure_failed(self, step: str) -> None:
+        self.told.append((step, "failed"))
+
+    def publish_step_metadata(self, step: str, metadata: dict[str, Any]) -> None:
+        self.told.append((step, metadata["outcome"]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -147,3 +159,34 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path, monkeypatch: 
         with pytest.raises(StepFailedError, match="exit code 1"):
             driver.drive()
     assert (run.reasons, store.finished) == ([], ["failed"])
+
+
+def test_what_a_dead_owner_did_not_tell_is_told(tmp_path: Path) -> None:
+    past = []
+    for step, status, outcome in (("a", "failed", {"kind": "exited", "code": 1}), ("b", "completed", None)):
+        past.append({"kind": "attempt_started", "step": step, "attempt": 1, "details": {"warm": False}})
+        past.append({"kind": "step_finished", "step": step, "status": status, "outcome": outcome})
+    run, store = Run(), Store()
+    store.known.add("b")
+    run.summary, run.finished = {**SUMMARY, "status": "completed"}, True
+    driving.Driver(run, store, ["a", "b"], str(tmp_path), past).drive()  # pyright: ignore[reportArgumentType]
+    assert store.told == [("a", "failed"), ("a", "exited")]
+    assert store.finished == ["completed"]
+
+
+@pytest.mark.parametrize(("order", "reasons"), [("stop", ["interrupt"]), ("kill", ["interrupt", "kill"])])
+def test_an_order_acts_as_signals_do_and_old_ones_do_not(tmp_path: Path, order: str, reasons: list[str]) -> None:
+    orders.give(tmp_path, "kill")
+    run, store = Run({"kind": "attempt_started", "step": "a", "attempt": 1, "details": {}}), Store()
+
+    def next_events(seconds: float) -> list[dict[str, Any]]:
+        events = Run.next_events(run, min(seconds, 0.05))
+        if events:
+            assert not (tmp_path / orders.FILE_NAME).exists()
+            orders.give(tmp_path, order)
+        return events
+
+    run.next_events = next_events
+    with pytest.raises(RunInterruptedError):
+        driving.Driver(run, store, ["a"], str(tmp_path)).drive()  # pyright: ignore[reportArgumentType]
+    assert run.reasons == reasons

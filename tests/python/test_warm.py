@@ -100,9 +100,25 @@ def test_workers_do_not_survive_a_killed_client(
         # The step itself goes on to its end, as in any container.
         until(lambda: ended("abandoned").attempts["lasts"] == ["completed"], "the step to end")
         until(lambda: not alive(label), "the last container to end", 10)
-        project.zenml("pipeline", "runs", "refresh", label)
+        told = project.zenml("pipeline", "runs", "refresh", label)
+        assert f"`step-engine resume {label}` goes on with it" in " ".join(told.split())
+        assert ended("abandoned").status == "running"
+        if isolation == "container":
+            code, output = project.step_engine("resume", label)
+            assert code == 0, output
+            assert "lasts | -- completed" in output
+        else:
+            code, output = project.step_engine("resume", "-d")
+            assert code == 0, output
+            assert f"step-engine attach {label}" in output
+            code, output = project.step_engine("attach", label)
+            assert code == 0, output
+            assert "Run completed in" in output
+            until(lambda: ended("abandoned").run.status.is_finished, "ZenML to know")
         run = ended("abandoned")
-        assert (run.status, run.containers) == ("failed", [])
+        assert (run.status, run.containers) == ("completed", [])
+        assert run.attempts == {"lasts": ["completed"], "after": ["completed"]}
+        assert run.rows["lasts"].run_metadata["outcome"] == "completed"
     finally:
         left = ended("abandoned").containers
         if left:

@@ -1,14 +1,13 @@
-"""The `step-engine` command: the engine, runs and their logs, state machines, AWS accounts. Knows nothing of ZenML."""
+"""The `step-engine` command: the engine, runs, state machines, AWS accounts. What needs ZenML is in `orchestrator`."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from typing import TYPE_CHECKING
 
-from step_engine.cli import asl, doctor, runs
+from step_engine.cli import asl, doctor, durable, runs
 from step_engine.errors import StepEngineError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from step_engine import DockerEngine
 
     try:
-        if options.handle in (asl.show, doctor.examine, runs.show_runs, runs.show_logs):
+        if not options.needs_engine:
             return int(options.handle(options))
         return int(options.handle(DockerEngine(), options))
     except StepEngineError as error:
@@ -58,27 +57,13 @@ def _parser() -> argparse.ArgumentParser:
     containers.add_argument("run", help="run id, as `zenml pipeline runs list` shows it")
     containers.set_defaults(handle=_containers)
 
-    stop = commands.add_parser("stop", help="stop a run's containers where `zenml pipeline runs stop` is out of reach")
-    stop.add_argument("run", help="run id, as `zenml pipeline runs list` shows it")
-    stop.add_argument("--force", action="store_true", help="kill at once rather than ask first")
-    stop.add_argument(
-        "--grace-seconds",
-        type=_seconds,
-        default=None,
-        help="seconds between asking and killing (default: each step's own)",
-    )
-    stop.set_defaults(handle=_stop)
+    for command in (engine, containers):
+        command.set_defaults(needs_engine=True)
     runs.add_to(commands)
+    durable.add_to(commands)
     asl.add_to(commands)
     doctor.add_to(commands)
     return parser
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(text)
-    return value
 
 
 def _engine(engine: DockerEngine, options: argparse.Namespace) -> int:
@@ -101,12 +86,4 @@ def _containers(engine: DockerEngine, options: argparse.Namespace) -> int:
         print("The engine has no containers of this run.", file=sys.stderr)
     for container in found:
         print(f"{container['name']}\t{container['step']}\tattempt {container['attempt']}\t{container['state']}")
-    return 0
-
-
-def _stop(engine: DockerEngine, options: argparse.Namespace) -> int:
-    left = engine.stop_run(options.run, force=options.force, grace_seconds=options.grace_seconds)
-    if left:
-        print(f"These containers still run: {', '.join(left)}", file=sys.stderr)
-        return 1
     return 0

@@ -41,7 +41,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--synchronization", choices=("exact", "barrier", "auto"), help="how dependencies are kept that need signals"
     )
     parser.add_argument("--signal-bucket", help="S3 bucket for the signals of token edges")
-    parser.set_defaults(handle=show)
+    parser.set_defaults(handle=show, needs_engine=False)
 
 
 def show(options: argparse.Namespace) -> int:

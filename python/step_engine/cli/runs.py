@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -15,7 +16,7 @@ from step_engine.errors import StepEngineError
 if TYPE_CHECKING:
     import argparse
 
-_LOOK_SECONDS = 0.3
+LOOK_SECONDS = 0.3
 """How often a run that is followed is looked at."""
 
 
@@ -27,6 +28,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     """
     runs = commands.add_parser("runs", help="list the runs of this machine, or the steps of one")
     runs.add_argument("run", nargs="?", help="run id or how it begins; all runs when left out")
+    runs.add_argument("--json", action="store_true", help="print JSON")
     runs.set_defaults(handle=show_runs)
     logs = commands.add_parser("logs", help="print or follow the output of a run's steps")
     logs.add_argument("run", nargs="?", help="run id or how it begins; the newest run when left out")
@@ -34,7 +36,17 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
     logs.set_defaults(handle=show_logs)
     for parser in (runs, logs):
-        parser.add_argument("--config-path", type=Path, help="ZenML's config directory (default: as ZenML finds it)")
+        add_config_path(parser)
+
+
+def add_config_path(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that says where runs are kept.
+
+    Args:
+        parser: A command's parser.
+    """
+    parser.set_defaults(needs_engine=False)
+    parser.add_argument("--config-path", type=Path, help="ZenML's config directory (default: as ZenML finds it)")
 
 
 def show_runs(options: argparse.Namespace) -> int:
@@ -49,20 +61,25 @@ def show_runs(options: argparse.Namespace) -> int:
     Raises:
         StepEngineError: There is no such run.
     """
-    if options.run:
-        _print_steps(_find(options))
+    runs = [find(options)] if options.run else all_runs(options)
+    if options.json:
+        print(json.dumps([run.described() for run in runs], indent=2))
         return 0
-    runs = _all(options)
+    if options.run:
+        _print_steps(runs[0])
+        return 0
     if not runs:
-        print(f"There are no runs in {_root(options)}.", file=sys.stderr)
+        print(f"There are no runs in {root(options)}.", file=sys.stderr)
     rows = [["RUN", "PIPELINE", "BEGAN", "STATUS", "STEPS", "TOOK"]]
     for run in runs:
-        done = sum(status in _FINAL for status, _ in run.steps().values())
+        done = sum(status in FINAL for status, _ in run.steps().values())
         took = f"{run.record['seconds']:.0f} s" if run.status not in ("running", "unknown") else ""
         rows.append(
             [run.name, run.record["pipeline"], run.began, run.status, f"{done}/{len(run.record['steps'])}", took]
         )
-    _print_table(rows)
+    print_table(rows)
+    if any(run.status == "abandoned" for run in runs):
+        print(RESUME_HINT.format(run="RUN"), file=sys.stderr)
     return 0
 
 
@@ -78,7 +95,7 @@ def show_logs(options: argparse.Namespace) -> int:
     Raises:
         StepEngineError: There is no such run or step.
     """
-    run = _find(options)
+    run = find(options)
     if options.step and options.step not in run.record["steps"]:
         raise StepEngineError(f"Run {run.name} has no step `{options.step}`; it has {', '.join(run.record['steps'])}.")
     readers: dict[str, _Reader] = {}
@@ -95,22 +112,39 @@ def show_logs(options: argparse.Namespace) -> int:
         sys.stdout.flush()
         if not goes_on:
             return 0
-        time.sleep(_LOOK_SECONDS)
-        run = _Run.read(run.directory) or run
+        time.sleep(LOOK_SECONDS)
+        run = Run.read(run.directory) or run
 
 
-_FINAL = ("completed", "failed", "stopped", "skipped")
+FINAL = ("completed", "failed", "stopped", "skipped")
+
+RESUME_HINT = (
+    "The process that drove an abandoned run is dead: `step-engine resume {run}` goes on with it, `zenml pipeline runs "
+    "stop {run}` gives it up."
+)
 
 
 @dataclass
-class _Run:
+class Run:
+    """A run as its directory tells."""
+
     directory: Path
     record: dict[str, Any]
     status: str
 
     @classmethod
-    def read(cls, directory: Path) -> _Run | None:
-        """Returns none where no run left a journal."""
+    def read(cls, directory: Path) -> Run | None:
+        """Reads a directory.
+
+        Args:
+            directory: The run's directory.
+
+        Returns:
+            The run; none where no run left a journal.
+
+        Raises:
+            StepEngineError: The journal is damaged.
+        """
         from step_engine import read_run
         from step_engine.lease import owner_lives
 
@@ -121,20 +155,28 @@ class _Run:
             return None
         if record["summary"]:
             status = record["summary"]["status"]
+        elif lives is not True and (directory / "given-up").exists():
+            status = "stopped"
         else:
             status = {True: "running", False: "abandoned", None: "unknown"}[lives]
         return cls(directory, record, status)
 
     @property
     def name(self) -> str:
+        """The run's id."""
         return self.record["run_id"] or self.directory.name
 
     @property
     def began(self) -> str:
+        """When it began, for people."""
         return datetime.fromtimestamp(self.record["began_unix_seconds"]).strftime("%Y-%m-%d %H:%M:%S")
 
     def steps(self) -> dict[str, tuple[str, int]]:
-        """Status of every step and the number of its attempts."""
+        """Looks at every step.
+
+        Returns:
+            Status of each and the number of its attempts.
+        """
         names: list[str] = self.record["steps"]
         steps: dict[str, tuple[str, int]] = dict.fromkeys(names, ("waiting", 0))
         for event in self.record["events"]:
@@ -155,8 +197,31 @@ class _Run:
                 steps[step] = (status, attempts)
         return steps
 
+    def described(self) -> dict[str, Any]:
+        """Describes the run for programs.
+
+        Returns:
+            Values that JSON has.
+        """
+        return {
+            "run": self.name,
+            "pipeline": self.record["pipeline"],
+            "status": self.status,
+            "began_unix_seconds": self.record["began_unix_seconds"],
+            "seconds": self.record["seconds"],
+            "directory": str(self.directory),
+            "steps": [
+                {"name": step, "status": status, "attempts": attempts}
+                for step, (status, attempts) in self.steps().items()
+            ],
+        }
+
     def logs(self) -> list[tuple[str, Path]]:
-        """Step and file of every attempt that has begun, in that order."""
+        """Looks for logs.
+
+        Returns:
+            Step and file of every attempt that has begun, in that order.
+        """
         found = []
         for event in self.record["events"]:
             if event["kind"] == "attempt_started" and (path := event["details"].get("log_path")):
@@ -190,7 +255,15 @@ class _Reader:
             output.write(f"{self._prefix}{line.decode(errors='replace')}\n")
 
 
-def _root(options: argparse.Namespace) -> Path:
+def root(options: argparse.Namespace) -> Path:
+    """Where runs are kept.
+
+    Args:
+        options: The command's arguments.
+
+    Returns:
+        The directory of their directories.
+    """
     found = options.config_path or os.environ.get("ZENML_CONFIG_PATH")
     if not found:
         import click
@@ -200,20 +273,39 @@ def _root(options: argparse.Namespace) -> Path:
     return Path(found).expanduser().resolve() / "step_engine" / "runs"
 
 
-def _all(options: argparse.Namespace) -> list[_Run]:
-    root = _root(options)
+def all_runs(options: argparse.Namespace) -> list[Run]:
+    """Reads the runs of this machine. One that cannot be read is told and left out.
+
+    Args:
+        options: The command's arguments.
+
+    Returns:
+        The runs, newest first.
+    """
+    place = root(options)
     runs = []
-    for directory in root.iterdir() if root.is_dir() else ():
+    for directory in place.iterdir() if place.is_dir() else ():
         try:
-            if run := _Run.read(directory):
+            if run := Run.read(directory):
                 runs.append(run)
         except StepEngineError as error:
             print(error, file=sys.stderr)
     return sorted(runs, key=lambda run: run.record["began_unix_seconds"], reverse=True)
 
 
-def _find(options: argparse.Namespace) -> _Run:
-    runs = _all(options)
+def find(options: argparse.Namespace) -> Run:
+    """Finds the run that is meant.
+
+    Args:
+        options: The command's arguments.
+
+    Returns:
+        The run whose id begins as asked for, or the newest.
+
+    Raises:
+        StepEngineError: There is none, or several.
+    """
+    runs = all_runs(options)
     if options.run:
         exact = [run for run in runs if run.name == options.run]
         runs = exact or [run for run in runs if run.name.startswith(options.run)]
@@ -221,18 +313,23 @@ def _find(options: argparse.Namespace) -> _Run:
             raise StepEngineError(f"Several runs begin with {options.run}: {', '.join(run.name for run in runs)}.")
     if not runs:
         which = f"no run {options.run}" if options.run else "no run"
-        raise StepEngineError(f"There is {which} in {_root(options)}; `step-engine runs` lists those that are there.")
+        raise StepEngineError(f"There is {which} in {root(options)}; `step-engine runs` lists those that are there.")
     return runs[0]
 
 
-def _print_steps(run: _Run) -> None:
+def _print_steps(run: Run) -> None:
     print(f"{run.name}: {run.record['pipeline']}, began {run.began}, {run.status}; logs in {run.directory}")
     rows = [["STEP", "STATUS", "ATTEMPTS"]]
     rows += [[step, status, str(attempts)] for step, (status, attempts) in run.steps().items()]
-    _print_table(rows)
+    print_table(rows)
 
 
-def _print_table(rows: list[list[str]]) -> None:
+def print_table(rows: list[list[str]]) -> None:
+    """Prints columns.
+
+    Args:
+        rows: The first one is the head.
+    """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -5,12 +5,14 @@
 
 use std::time::Duration;
 
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::super::container::Found;
 use super::super::error::DockerError;
 use super::super::frames::Done;
-use super::super::outlet::Event;
+use super::super::log::Log;
+use super::super::outlet::{Event, Outlet};
 use super::super::pool::{Lease, Taken};
 use super::super::worker::{NEVER_BEGAN, Worker};
 use super::{Attempt, EXIT_PATIENCE, Exit, Signals, dispose, has_ended, judge, lost, patiently, wait_once, watch};
@@ -171,12 +173,14 @@ pub(super) async fn run(
     let mut signals = Signals::new(attempt, &container, &stop_signal, child, None);
     let Worker { log, events, .. } = &mut worker;
     let exit = watch(&container, log, done_in(events), &mut signals, &mut control).await;
-    let (exit, complete) = all_output(&mut worker, exit).await;
+    let Worker { log, events, outlet, .. } = &mut worker;
+    let (exit, complete) = all_output(log, events, outlet, exit).await;
     let outcome = judge(attempt, &container, exit.clone(), signals.sent).await;
     if let Exit::Done(Done { peak_memory_bytes: peak @ Some(_), .. }) = exit {
         attempt.sink.measured(Usage { peak_memory_bytes: peak });
     }
     if lease.is_shared() {
+        worker.control = Some(control);
         // Before the end is told: the next step may be waiting for this worker.
         match exit {
             Exit::Done(Done { damaged: None, oom: false, .. }) if complete && !worker.log.is_broken() => {
@@ -188,12 +192,13 @@ pub(super) async fn run(
         return (outcome, None);
     }
     attempt.sink.settled(&outcome);
+    control.recorded().await;
     let left = end_of(attempt, worker, &outcome, matches!(exit, Exit::Done(_))).await;
     (outcome, left)
 }
 
 /// The worker's word for the end of its step; never comes once the connection is lost.
-async fn done_in(events: &mut tokio::sync::mpsc::UnboundedReceiver<Event>) -> Done {
+pub(super) async fn done_in(events: &mut UnboundedReceiver<Event>) -> Done {
     loop {
         match events.recv().await {
             Some(Event::Done(done)) => return done,
@@ -204,9 +209,13 @@ async fn done_in(events: &mut tokio::sync::mpsc::UnboundedReceiver<Event>) -> Do
 }
 
 /// Waits for the rest of the output. The worker may have said how the step ended in it; and whether all of it came.
-async fn all_output(worker: &mut Worker, exit: Exit) -> (Exit, bool) {
+pub(super) async fn all_output(
+    log: &Log,
+    events: &mut UnboundedReceiver<Event>,
+    outlet: &Outlet,
+    exit: Exit,
+) -> (Exit, bool) {
     let mut exit = exit;
-    let Worker { log, events, outlet, .. } = worker;
     let complete = log.unless_silent(async {
         loop {
             match events.recv().await {

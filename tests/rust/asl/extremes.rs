@@ -28,6 +28,7 @@ fn plan(shape: &Shape, mode: ExecutionMode, seconds: impl Fn(usize) -> Option<f6
         execution_mode: mode,
         max_parallelism: None,
         steps: steps.collect(),
+        ..PlanSpec::default()
     };
     Plan::new(spec).expect("a DAG")
 }

@@ -232,6 +232,10 @@ impl Memory {
         self.until("the step's first line", |state| state.stdout.starts_with(b"ready\n")).await;
     }
 
+    pub(super) async fn until_settled(&self) {
+        self.until("the outcome", |state| !state.settled.is_empty()).await;
+    }
+
     pub(super) fn stdout(&self) -> Vec<u8> {
         self.get(|state| state.stdout.clone())
     }

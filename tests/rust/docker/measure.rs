@@ -145,7 +145,7 @@ async fn warm_latencies() {
         let (sender, receiver) = notices();
         // Nobody listens: what is waited for is answered by dropping it.
         drop(receiver);
-        let (_cancels, inbox) = tokio::sync::mpsc::unbounded_channel();
+        let (_cancels, inbox) = tokio::sync::mpsc::unbounded_channel::<step_engine::schedule::CancelReason>();
         let summary = drive(run, watched, inbox, sender).await;
         assert_eq!(summary.status, RunStatus::Completed);
         let times: Vec<Times> = times.lock().unwrap().values().cloned().collect();

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests fail as tests do")]
 #![expect(clippy::disallowed_methods, reason = "a real engine runs by the real clock")]
 
+mod adoption;
 mod conformance;
 mod endings;
 mod engine;

@@ -120,6 +120,14 @@ fn step(arguments: &[String]) {
             thread::sleep(Duration::from_secs(1));
             process::exit(if status.success() { 0 } else { 5 });
         }
+        "work" => {
+            writeln!(out, "ready").unwrap();
+            writeln!(err, "at work").unwrap();
+            thread::sleep(Duration::from_millis(number(1) as u64));
+            let mut file = fs::OpenOptions::new().create(true).append(true).open(&arguments[2]).unwrap();
+            file.write_all(b"x").unwrap();
+            writeln!(out, "done").unwrap();
+        }
         "clock" => {
             thread::sleep(Duration::from_millis(arguments.get(2).map_or(0, |text| text.parse().unwrap())));
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
@@ -193,7 +201,10 @@ fn worker(arguments: &[String]) {
             match field(&line, "number").map(|number| number.parse().unwrap()) {
                 Some(number) if !deaf => drop(unsafe { kill(-CHILD.load(Ordering::SeqCst), number) }),
                 Some(_) => {}
-                None => sender.send(field(&line, "step").unwrap().to_owned()).unwrap(),
+                None => {
+                    let go = (field(&line, "step").unwrap().to_owned(), field(&line, "attempt").unwrap().to_owned());
+                    sender.send(go).unwrap();
+                }
             }
         }
         drop(sender);
@@ -231,8 +242,8 @@ fn worker(arguments: &[String]) {
             Err(mpsc::TryRecvError::Empty) => gos.recv().ok(),
             Ok(step) => Some(step),
         });
-        let Some(name) = next else { process::exit(75) };
-        let started = format!("{{\"event\": \"started\", \"step\": \"{name}\"}}");
+        let Some((name, attempt)) = next else { process::exit(75) };
+        let started = format!("{{\"event\": \"started\", \"step\": \"{name}\", \"attempt\": {attempt}}}");
         let command: Vec<String> = match value("run=") {
             Some(command) => command.split(',').map(str::to_owned).collect(),
             None => name.split(' ').map(str::to_owned).collect(),

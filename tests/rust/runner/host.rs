@@ -129,7 +129,7 @@ impl Stage {
 
     pub async fn judged<E: Executor>(self, executor: Arc<E>, mut judge: impl FnMut(&Judgement) -> Verdict) -> Report {
         let (sender, receiver) = notices();
-        let (cancel, cancels) = mpsc::unbounded_channel();
+        let (cancel, cancels) = mpsc::unbounded_channel::<step_engine::schedule::CancelReason>();
         let begun = Instant::now();
         let orders = self.cancels;
         let canceller = tokio::spawn(async move {

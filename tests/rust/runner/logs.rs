@@ -135,7 +135,7 @@ async fn a_host_that_lags_misses_lines_and_is_told_once_how_many() {
     let block = Bytes::from(line.repeat(160));
     let talker = Talker(vec![(Duration::ZERO, LogStream::Stdout, block); 1000]);
     let (sender, receiver) = notices();
-    let (_cancel, cancels) = mpsc::unbounded_channel();
+    let (_cancel, cancels) = mpsc::unbounded_channel::<step_engine::schedule::CancelReason>();
     // Nobody listens until the run is over.
     drive(stage(ONE).logging_to(&scratch.0).run, Arc::new(talker), cancels, sender).await;
     let (mut shown, mut told) = (0, Vec::new());

@@ -98,7 +98,7 @@ async fn a_verdict_against_retrying_is_obeyed() {
 async fn a_run_whose_host_is_gone_goes_on_by_itself() {
     let (sender, receiver) = notices();
     drop(receiver);
-    let (cancel, cancels) = mpsc::unbounded_channel();
+    let (cancel, cancels) = mpsc::unbounded_channel::<step_engine::schedule::CancelReason>();
     drop(cancel);
     let executor = simulated([("a", vec![exiting(3), lasting(1)])]);
     let summary = drive(stage(RETRIED).run, executor, cancels, sender).await;
@@ -108,7 +108,7 @@ async fn a_run_whose_host_is_gone_goes_on_by_itself() {
 #[tokio::test(start_paused = true)]
 async fn a_question_that_is_dropped_leaves_the_outcome() {
     let (sender, receiver) = notices();
-    let (_cancel, cancels) = mpsc::unbounded_channel();
+    let (_cancel, cancels) = mpsc::unbounded_channel::<step_engine::schedule::CancelReason>();
     let executor = simulated([("a", vec![exiting(3), lasting(1)])]);
     let driving = tokio::spawn(drive(stage(RETRIED).run, executor, cancels, sender));
     while !driving.is_finished() {
@@ -192,7 +192,7 @@ async fn however_short_an_attempt_is_its_start_is_told_before_its_end() {
 #[tokio::test(start_paused = true)]
 async fn a_slow_verdict_uses_up_no_timeout() {
     let (sender, receiver) = notices();
-    let (_cancel, cancels) = mpsc::unbounded_channel();
+    let (_cancel, cancels) = mpsc::unbounded_channel::<step_engine::schedule::CancelReason>();
     let run = stage(r#"{"steps": [{"name": "a", "timeout_seconds": 5}]}"#).run;
     let driving = tokio::spawn(drive(run, simulated([("a", vec![exiting(3)])]), cancels, sender));
     tokio::time::sleep(Duration::from_secs(60)).await;

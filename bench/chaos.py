@@ -1,0 +1,237 @@
+#!/usr/bin/env python3
+"""Runs random pipelines, hits each at a random moment, goes on with it, and checks that nothing was lost or left.
+
+The moment is a random number of completed steps and a random pause. The faults:
+
+- `owner`: SIGKILL of the process that drives the run, in every third run also of the one that resumes it
+- `container`: SIGKILL of a step's container
+- `database`: the SQLite file is locked for 30 s
+- `second`: another process tries to go on with the run while its owner lives
+
+At the end of each run every step must have succeeded exactly once by ZenML's rows, the run must be `completed`, and no
+container, process or (after `step-engine gc`) folder of it may be left. Prints the count by fault; exit code 1 if a run
+broke a rule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from chaos_child import MARK
+
+ROOT = Path(__file__).resolve().parent.parent
+FAULTS = ("owner", "container", "database", "second")
+LOCK_SECONDS = 30
+RUN_SECONDS = 900
+"""A run that takes longer is broken."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=100, help="how many runs (default: 100)")
+    parser.add_argument("--steps", type=int, default=20, help="steps of each (default: 20)")
+    parser.add_argument("--seed", type=int, default=1, help="of the pipelines and the faults (default: 1)")
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument("--image", required=True, help="image with zenml")
+    arguments = parser.parse_args()
+    good: collections.Counter[str] = collections.Counter()
+    bad: collections.Counter[str] = collections.Counter()
+    with tempfile.TemporaryDirectory(prefix="step-engine-chaos-", ignore_cleanup_errors=True) as folder:
+        chaos = Chaos(Path(folder), arguments.image, arguments.steps)
+        chaos.child("setup")
+        for at in range(arguments.runs):
+            # Every fault in both isolation modes.
+            fault = arguments.faults[at % len(arguments.faults)]
+            isolation = ("container", "process")[(at + at // len(arguments.faults)) % 2]
+            begun = time.monotonic()
+            try:
+                what = chaos.one(arguments.seed * 10_000 + at, fault, isolation)
+                good[fault] += 1
+            except (BrokenError, subprocess.SubprocessError) as error:
+                what = f"BROKEN: {error}"
+                bad[fault] += 1
+            print(f"{at + 1:4} {fault:10} {isolation:10} {time.monotonic() - begun:6.0f} s  {what}", flush=True)
+        left = chaos.tidy()
+    print("\nfault       runs  right")
+    for fault in arguments.faults:
+        print(f"{fault:10} {good[fault] + bad[fault]:5} {good[fault]:6}")
+    if left:
+        print(f"left over: {', '.join(left)}")
+    return int(bool(left) or bool(bad))
+
+
+class BrokenError(Exception):
+    """A rule was broken."""
+
+
+class Chaos:
+    """A ZenML configuration of its own.
+
+    Args:
+        folder: Where it is.
+        image: Image of the steps.
+        steps: Steps of each pipeline.
+    """
+
+    def __init__(self, folder: Path, image: str, steps: int) -> None:
+        self._image, self._steps = image, steps
+        self._sources = folder / "sources"
+        self._sources.mkdir()
+        for name in ("chaos_child.py", "chaos_steps.py"):
+            shutil.copy(ROOT / "bench" / name, self._sources)
+        self._config = folder / "config"
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("ZENML_")}
+        self._environment = kept | {"ZENML_CONFIG_PATH": str(self._config), "ZENML_ANALYTICS_OPT_IN": "false"}
+        zenml = Path(sys.executable).with_name("zenml")
+        subprocess.run([str(zenml), "init"], cwd=self._sources, env=self._environment, check=True, capture_output=True)
+
+    def child(self, *arguments: str) -> dict:
+        """Runs `chaos_child.py` to its end."""
+        process = self._start(*arguments)
+        output, _ = process.communicate(timeout=RUN_SECONDS)
+        lines = [line for line in output.splitlines() if line.startswith(MARK)]
+        if process.returncode or not lines:
+            raise BrokenError(f"{' '.join(arguments)} failed:\n{output[-3000:]}")
+        return json.loads(lines[-1].removeprefix(MARK))
+
+    def one(self, seed: int, fault: str, isolation: str) -> str:
+        """One run, one fault. Returns what was seen.
+
+        Raises:
+            BrokenError: A rule was broken.
+        """
+        chance = random.Random(seed)
+        before = set(self._runs())
+        log = self._sources / f"{seed}.log"
+        arguments = ("run", str(seed), str(self._steps), isolation, self._image)
+        with log.open("wb") as output:
+            owner = self._start(*arguments, output=output)
+            run = self._until(lambda: next(iter(set(self._runs()) - before), None), owner, "the run's folder")
+            done = chance.randrange(self._steps - 1)
+            self._until(
+                lambda: self._completed(run) >= done and self._running(run.name), owner, f"{done} steps", or_end=True
+            )
+            time.sleep(chance.uniform(0, 2))
+            told = getattr(self, f"_{fault}")(run, owner, chance)
+            code = owner.wait(RUN_SECONDS)
+        resumed = 0
+        while code == -signal.SIGKILL:
+            resumed += 1
+            if resumed > 5:
+                raise BrokenError(f"{run.name} was resumed five times")
+            with log.open("ab") as output:
+                heir = self._start("resume", run.name, output=output, program="step-engine")
+                if fault == "owner" and resumed == 1 and seed % 3 == 0:
+                    time.sleep(chance.uniform(3, 20))
+                    heir.kill()
+                code = heir.wait(RUN_SECONDS)
+        if code:
+            raise BrokenError(
+                f"{run.name} ended with {code} after `{told}`:\n{log.read_text(errors='replace')[-3000:]}"
+            )
+        self._check(run.name, told)
+        return f"{told}, at {done} done" + (f", resumed {resumed} times" if resumed else "")
+
+    def _check(self, run: str, told: str) -> None:
+        rows = self.child("check", run)
+        wrong = {step: statuses for step, statuses in rows["attempts"].items() if statuses.count("completed") != 1}
+        if rows["status"] != "completed" or wrong or len(rows["attempts"]) != self._steps:
+            raise BrokenError(f"{run} is {rows['status']} after `{told}`, wrong steps: {wrong}")
+        if left := self._containers(run):
+            raise BrokenError(f"containers of {run} are left after `{told}`: {left}")
+
+    def tidy(self) -> list[str]:
+        """Lets `gc` remove all folders; returns what is left of them."""
+        self._start("gc", "--older-than", "0", program="step-engine").communicate(timeout=RUN_SECONDS)
+        return [path.name for path in self._runs()]
+
+    # Faults: what to do, and a word for it.
+
+    def _owner(self, run: Path, owner: subprocess.Popen, chance: random.Random) -> str:
+        owner.kill()
+        return "owner killed"
+
+    def _container(self, run: Path, owner: subprocess.Popen, chance: random.Random) -> str:
+        running = self._running(run.name)
+        if not running:
+            return "nothing ran to be killed"
+        victim = chance.choice(running)
+        subprocess.run(["docker", "kill", victim], check=False, capture_output=True)
+        return f"{victim} killed"
+
+    def _database(self, run: Path, owner: subprocess.Popen, chance: random.Random) -> str:
+        (database,) = self._config.glob("local_stores/*/zenml.db")
+        with contextlib.closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            time.sleep(LOCK_SECONDS)
+            other.execute("ROLLBACK")
+        return f"database locked for {LOCK_SECONDS} s"
+
+    def _second(self, run: Path, owner: subprocess.Popen, chance: random.Random) -> str:
+        second = self._start("resume", run.name, program="step-engine")
+        output, _ = second.communicate(timeout=RUN_SECONDS)
+        if owner.poll() is None and (second.returncode != 1 or "driven by" not in output):
+            raise BrokenError(f"a second owner was not refused ({second.returncode}): {output[-1000:]}")
+        return "second owner refused" if owner.poll() is None else "second owner after the end"
+
+    def _start(self, *arguments: str, program: str = "", output: object = subprocess.PIPE) -> subprocess.Popen:
+        python = [sys.executable, "-u", "chaos_child.py"]
+        command = [str(Path(sys.executable).with_name(program))] if program else python
+        return subprocess.Popen(
+            [*command, *arguments],
+            cwd=self._sources,
+            env=self._environment,
+            stdout=output,  # pyright: ignore[reportArgumentType]
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def _until(self, condition, owner: subprocess.Popen, what: str, *, or_end: bool = False):
+        deadline = time.monotonic() + RUN_SECONDS
+        while not (value := condition()):
+            if owner.poll() is not None:
+                if or_end:
+                    return value
+                raise BrokenError(f"the owner ended with {owner.returncode} before {what}")
+            if time.monotonic() > deadline:
+                raise BrokenError(f"waited in vain for {what}")
+            time.sleep(0.1)
+        return value
+
+    def _runs(self) -> list[Path]:
+        place = self._config / "step_engine" / "runs"
+        return [path for path in place.iterdir() if (path / "journal.jsonl").exists()] if place.is_dir() else []
+
+    @staticmethod
+    def _completed(run: Path) -> int:
+        from step_engine import read_run
+
+        record = read_run(str(run))
+        events = record["events"] if record else []
+        return sum(event["kind"] == "step_finished" for event in events)
+
+    @staticmethod
+    def _containers(run: str, *filters: str) -> list[str]:
+        chosen = [part for text in (f"label=step-engine.run={run}", *filters) for part in ("--filter", text)]
+        command = ["docker", "ps", "-a", *chosen, "--format", "{{.Names}}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    def _running(self, run: str) -> list[str]:
+        return self._containers(run, "status=running")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""Going on with a run whose owner died, and running again what failed of one that ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zenml.logger import get_logger
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from zenml.client import Client
+    from zenml.models import PipelineRunResponse, PipelineSnapshotRequest, PipelineSnapshotResponse
+    from zenml.stack import Stack
+
+logger = get_logger(__name__)
+
+PINS = "pinned.json"
+"""In a run's directory: what must be the same if another process goes on with it."""
+
+GIVEN_UP = "given-up"
+"""In a run's directory: somebody ended the run after its owner had died."""
+
+
+def resume(directory: str) -> None:
+    """Goes on with a run to its end.
+
+    Args:
+        directory: The run's directory.
+
+    Raises:
+        RunOwnedError: Its owner lives.
+        StepEngineError: It left no journal, has ended, or ran on another orchestrator.
+        StepFailedError: A step failed.
+        RunInterruptedError: The run was stopped.
+    """
+    from step_engine import read_run
+    from step_engine.errors import StepEngineError
+    from step_engine.lease import refuse_living
+    from zenml.client import Client
+    from zenml.stack import Stack
+
+    from orchestrator.my_docker_orchestrator import LocalDockerOrchestrator
+    from orchestrator.publishing import patiently
+
+    refuse_living(directory)
+    record = read_run(directory)
+    if record is None:
+        raise StepEngineError(f"There is no journal in {directory}, so nobody knows what became of the run.")
+    client, run_id = Client(), record["run_id"]
+    run = patiently(lambda: client.get_pipeline_run(run_id))
+    if run.status.is_finished:
+        raise StepEngineError(
+            f"Run {run_id} has ended ({run.status.value}); `step-engine retry {run_id}` runs what did not complete."
+        )
+    if run.snapshot is None or run.stack is None:
+        raise StepEngineError(f"ZenML has no snapshot or no stack of run {run_id} any more; it cannot be resumed.")
+    snapshot_id = run.snapshot.id
+    snapshot = patiently(lambda: client.zen_store.get_snapshot(snapshot_id))
+    if snapshot.is_dynamic:
+        raise StepEngineError(
+            f"Run {run_id} is dynamic: its orchestration goes on by itself as far as it can. Once its containers are "
+            f"gone, `zenml pipeline runs refresh {run_id}` ends it, and `zenml pipeline runs retry {run_id}` runs what "
+            "is left."
+        )
+    stack = Stack.from_model(run.stack)
+    orchestrator = stack.orchestrator
+    if not isinstance(orchestrator, LocalDockerOrchestrator):
+        raise StepEngineError(f"Run {run_id} is not one of the Docker orchestrator.")
+    for name in set(snapshot.step_configurations) - set(record["steps"]):
+        # Cached, or skipped by a replay: done before the run began.
+        del snapshot.step_configurations[name]
+    orchestrator.resume_static_run(run, snapshot, stack, record)
+
+
+def retry(run_id: str) -> None:
+    """Replays a run, in ZenML's sense, from its own snapshot: what completed is skipped, the rest runs in a new run.
+
+    The pipeline's source is not needed: image, code, parameters and settings are those of the first run.
+
+    Args:
+        run_id: ZenML's id of the run.
+
+    Raises:
+        StepEngineError: The run goes on, completed, or ran on another orchestrator.
+    """
+    from step_engine.errors import StepEngineError
+    from zenml.client import Client
+    from zenml.execution.pipeline.utils import submit_pipeline
+    from zenml.pipelines.run_utils import create_placeholder_run
+    from zenml.stack import Stack
+
+    from orchestrator.my_docker_orchestrator import LocalDockerOrchestrator
+
+    client = Client()
+    run = client.get_pipeline_run(run_id)
+    if not run.status.is_finished:
+        raise StepEngineError(f"Run {run_id} has not ended ({run.status.value}).")
+    if run.status.is_successful:
+        raise StepEngineError(f"Run {run_id} completed; there is nothing to run again.")
+    if run.snapshot is None or run.stack is None or run.pipeline is None:
+        raise StepEngineError(
+            f"ZenML does not have the snapshot, stack or pipeline of run {run_id} any more; it cannot be run again."
+        )
+    stack = Stack.from_model(run.stack)
+    if not isinstance(stack.orchestrator, LocalDockerOrchestrator):
+        raise StepEngineError(f"Run {run_id} is not one of the Docker orchestrator.")
+    if client.active_stack_model.id != run.stack.id:
+        # ZenML looks for artifacts to reuse with the active one.
+        client = _with_stack(run.stack.id)
+    source = client.zen_store.get_snapshot(run.snapshot.id)
+    snapshot = client.zen_store.create_snapshot(_again(source, run.stack.id, run.pipeline.id))
+    again = create_placeholder_run(snapshot=snapshot, original_run_id=run.id)
+    logger.info("Run %s runs again what did not complete of run %s.", again.id, run_id)
+    submit_pipeline(snapshot=snapshot, stack=stack, placeholder_run=again)
+
+
+def _with_stack(stack_id: UUID) -> Client:
+    """A client whose active stack is another one, in this process only."""
+    from zenml.client import Client
+
+    os.environ["ZENML_ACTIVE_STACK_ID"] = str(stack_id)
+    Client._reset_instance()
+    return Client()
+
+
+def _again(source: PipelineSnapshotResponse, stack_id: UUID, pipeline_id: UUID) -> PipelineSnapshotRequest:
+    """The same snapshot, with the order to skip what succeeded."""
+    from zenml.models import CodeReferenceRequest, PipelineSnapshotRequest
+
+    code = source.code_reference
+    return PipelineSnapshotRequest(
+        project=source.project_id,
+        is_dynamic=source.is_dynamic,
+        run_name_template=source.run_name_template,
+        pipeline_configuration=source.pipeline_configuration.model_copy(update={"skip_successful_steps": True}),
+        step_configurations=source.step_configurations,
+        client_environment=source.client_environment,
+        client_version=source.client_version,
+        server_version=source.server_version,
+        stack=stack_id,
+        pipeline=pipeline_id,
+        build=source.build.id if source.build else None,
+        code_reference=CodeReferenceRequest(
+            commit=code.commit, subdirectory=code.subdirectory, code_repository=code.code_repository.id
+        )
+        if code
+        else None,
+        code_path=source.code_path,
+        pipeline_version_hash=source.pipeline_version_hash,
+        pipeline_spec=source.pipeline_spec,
+        source_code=source.source_code,
+    )
+
+
+def write_pins(job: dict[str, Any]) -> None:
+    """Writes down what a run must have again if its owner dies and another one goes on. No secrets.
+
+    These are the ids of its images and the user of its containers.
+
+    Args:
+        job: The run, see `LocalDockerOrchestrator`.
+    """
+    path = Path(job["run_directory"]) / PINS
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.chmod(0o700)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(job["pins"], file)
+    except OSError as error:
+        # As with the journal: no reason not to run.
+        logger.warning("%s cannot be written (%s): the run could not be resumed as it began.", path, error.strerror)
+
+
+def read_pins(directory: str) -> dict[str, Any] | None:
+    """Reads what `write_pins` wrote.
+
+    Args:
+        directory: The run's directory.
+
+    Returns:
+        The pins, if there are any.
+    """
+    try:
+        pins = json.loads((Path(directory) / PINS).read_text())
+    except (OSError, ValueError):
+        return None
+    return pins if isinstance(pins, dict) and {"images", "default_user"} <= pins.keys() else None
+
+
+def give_up(directory: str) -> None:
+    """Says that nobody is to go on with a run.
+
+    Args:
+        directory: The run's directory.
+    """
+    with contextlib.suppress(OSError):
+        (Path(directory) / GIVEN_UP).touch(mode=0o600)
+
+
+def is_resumable(directory: str) -> bool:
+    """Whether another process could go on with a run whose owner is dead.
+
+    Args:
+        directory: The run's directory.
+
+    Returns:
+        True if its journal is whole and unfinished, and nobody has given the run up.
+    """
+    from step_engine import read_run
+    from step_engine.errors import StepEngineError
+
+    try:
+        record = read_run(directory)
+    except StepEngineError:
+        return False
+    return record is not None and record["summary"] is None and not (Path(directory) / GIVEN_UP).exists()
+
+
+def step_environments(
+    run: PipelineRunResponse, snapshot: PipelineSnapshotResponse, stack: Stack
+) -> dict[str, dict[str, str]]:
+    """Makes the environments of steps as ZenML does when a run begins. They hold secrets and are kept nowhere.
+
+    Args:
+        run: The run.
+        snapshot: Its snapshot.
+        stack: Its stack.
+
+    Returns:
+        The environment of every step.
+    """
+    from zenml.orchestrators.utils import get_config_environment_vars
+    from zenml.utils.env_utils import get_runtime_environment
+
+    base, secrets = get_config_environment_vars(pipeline_run_id=run.id)
+    return {
+        name: {**base, **secrets, **get_runtime_environment(config=step.config, stack=stack)}
+        for name, step in snapshot.step_configurations.items()
+    }

@@ -1,0 +1,301 @@
+//! What is left of a run whose owner died: which container belongs to which attempt, as labels and warm workers tell.
+//!
+//! A worker's input ended with its owner: one that runs a step runs it to its end, one that waits goes by itself. So before
+//! anything is adopted, those that serve nobody are waited for; then it is certain that nothing begins any more.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bollard::models::ContainerStateStatusEnum;
+use bollard::query_parameters::LogsOptionsBuilder;
+use bytes::{Bytes, BytesMut};
+use futures_util::future::join_all;
+use futures_util::stream::StreamExt as _;
+use tokio::time::{Instant, sleep};
+
+use super::container::{self, Container, Found};
+use super::engine::Engine;
+use super::error::DockerError;
+use super::frames::{Begun, Frame, NONCE_BYTES, Nonce, Piece, Splitter};
+use super::gpu::{GpuLease, GpuPool};
+use super::log::Output;
+use super::sweep::{self, ContainerStatus};
+use crate::runner::LeftAttempt;
+
+/// An engine that is away is waited for so long.
+const ENGINE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A worker without an owner has so long to go by itself: one that warms up looks every second.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A start that was asked for has happened after so long.
+const START_PATIENCE: Duration = Duration::from_millis(1500);
+
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// A marker, a nonce and what follows: kept of output in which no frame was found yet.
+const KEPT_BYTES: usize = NONCE_BYTES + 32;
+
+/// A container of an attempt that a former owner launched.
+pub(super) struct Survivor {
+    pub(super) container: Container,
+    pub(super) image_id: Option<String>,
+    pub(super) kind: Kind,
+    /// The GPUs that it has.
+    pub(super) lease: Option<GpuLease>,
+}
+
+/// How it runs its step.
+pub(super) enum Kind {
+    /// As its main process, without a word of ours in its output.
+    Cold,
+    /// As a warm worker.
+    Worker {
+        nonce: Nonce,
+        /// Steps that it served before.
+        earlier: usize,
+        /// Set where it served several: whoever holds the last of these may remove it.
+        shared: Option<Arc<()>>,
+    },
+}
+
+/// Everything of a run that is there to be adopted.
+#[derive(Default)]
+pub(super) struct Survivors(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    of_attempt: HashMap<(String, u32), Survivor>,
+    /// Why nobody knows.
+    unknown: Option<String>,
+    /// Containers that stay against our will.
+    left: Vec<String>,
+    took_over: bool,
+}
+
+/// What one worker did, as its output tells.
+#[derive(Default)]
+struct Story {
+    nonce: Option<Nonce>,
+    begun: Vec<Begun>,
+    ended: usize,
+}
+
+impl Story {
+    fn serves(&self) -> bool {
+        self.begun.len() > self.ended
+    }
+}
+
+/// A warm worker, and its story.
+struct Known {
+    status: ContainerStatus,
+    story: Story,
+}
+
+impl Survivors {
+    /// Finds out, removes what nobody needs, and returns the highest number of a shared worker. Containers of attempts that
+    /// are over go as well, unless they are to be kept.
+    pub(super) async fn find(&self, engine: &Engine, run_id: &str, attempts: &[LeftAttempt], gpus: &GpuPool) -> u32 {
+        let found = match patient_list(engine, run_id).await {
+            Ok(found) => found,
+            Err(error) => {
+                let mut state = self.lock();
+                state.unknown = Some(error.to_string());
+                state.took_over = true;
+                return 0;
+            }
+        };
+        let last_number = found.iter().filter_map(|status| status.worker).max().unwrap_or(0);
+        let (workers, cold): (Vec<_>, Vec<_>) = found.into_iter().partition(|status| status.warm);
+        let is_wanted = |id: &(String, u32)| attempts.iter().any(|left| *left.step == *id.0 && left.attempt == id.1);
+        let workers = join_all(workers.into_iter().map(|status| settled(engine, status))).await;
+        let cold = join_all(cold.into_iter().map(|status| async {
+            let may_start = status.created && is_wanted(&(status.step.clone(), status.attempt));
+            if may_start { unless_removed(engine, status).await } else { Some(status) }
+        }));
+        let cold: Vec<_> = cold.await.into_iter().flatten().collect();
+        let mut of_attempt = HashMap::new();
+        let mut unneeded = Vec::new();
+        for status in cold {
+            let id = (status.step.clone(), status.attempt);
+            if is_wanted(&id) && !status.created && !of_attempt.contains_key(&id) {
+                of_attempt.insert(id, survivor(engine, &status, Kind::Cold, gpus).await);
+            } else {
+                unneeded.push(status);
+            }
+        }
+        for Known { status, story } in workers {
+            let mut is_needed = false;
+            let shared = status.worker.map(|_| Arc::new(()));
+            for (earlier, begun) in story.begun.iter().enumerate() {
+                // A worker for one attempt has it on its label.
+                let is_own = status.worker.is_none();
+                let id =
+                    if is_own { (status.step.clone(), status.attempt) } else { (begun.step.clone(), begun.attempt) };
+                let Some(nonce) = story.nonce.clone().filter(|_| is_wanted(&id)) else { continue };
+                let kind = Kind::Worker { nonce, earlier, shared: shared.clone() };
+                of_attempt.insert(id, survivor(engine, &status, kind, gpus).await);
+                is_needed = true;
+            }
+            if !is_needed {
+                unneeded.push(status);
+            }
+        }
+        unneeded.retain(|status| !stays(status));
+        let removed = join_all(unneeded.iter().map(|one| container::remove(engine, &one.id, &one.name))).await;
+        let left = unneeded.into_iter().zip(removed).filter(|(_, removed)| removed.is_err()).map(|(one, _)| one.name);
+        let mut state = self.lock();
+        state.of_attempt = of_attempt;
+        state.left = left.collect();
+        state.took_over = true;
+        last_number
+    }
+
+    /// The container of an attempt; an error when nobody knows whether there is one.
+    pub(super) fn take(&self, step: &str, attempt: u32) -> Result<Option<Survivor>, String> {
+        let mut state = self.lock();
+        match &state.unknown {
+            Some(reason) => Err(reason.clone()),
+            None => Ok(state.of_attempt.remove(&(step.to_owned(), attempt))),
+        }
+    }
+
+    /// Names of containers that could not be removed; none when this run had no other owner.
+    pub(super) fn left(&self) -> Option<Vec<String>> {
+        let state = self.lock();
+        state.took_over.then(|| state.left.clone())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a container whose attempt is over is to be kept.
+fn stays(status: &ContainerStatus) -> bool {
+    let ended = !status.running && !status.created;
+    ended && status.kept && (status.always_kept || status.exit_code.is_none_or(|code| code != 0))
+}
+
+async fn patient_list(engine: &Engine, run_id: &str) -> Result<Vec<ContainerStatus>, DockerError> {
+    let begin = Instant::now();
+    loop {
+        match sweep::list(engine, run_id).await {
+            Err(error) if error.is_engine_away() && begin.elapsed() < ENGINE_PATIENCE => {
+                sleep(Duration::from_millis(500)).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+async fn survivor(engine: &Engine, status: &ContainerStatus, kind: Kind, gpus: &GpuPool) -> Survivor {
+    let container = Container { engine: engine.clone(), id: status.id.clone(), name: status.name.clone() };
+    let lease = match status.running {
+        true => gpus.claim(&container.device_ids().await),
+        false => None,
+    };
+    Survivor { container, image_id: status.image_id.clone(), kind, lease }
+}
+
+/// Removes a container that was created and never ran, so that its attempt starts anew; unless its owner had asked for its
+/// start before it died.
+async fn unless_removed(engine: &Engine, status: ContainerStatus) -> Option<ContainerStatus> {
+    let container = Container { engine: engine.clone(), id: status.id.clone(), name: status.name.clone() };
+    let begin = Instant::now();
+    loop {
+        match container.inspect().await {
+            Ok(Found::Gone) => return None,
+            Ok(Found::Here(state)) if state.status != Some(ContainerStateStatusEnum::CREATED) => {
+                return Some(ContainerStatus { created: false, running: state.running == Some(true), ..status });
+            }
+            // The engine answers after what it is doing with the container, so this is longer than a request takes.
+            _ if begin.elapsed() < START_PATIENCE => sleep(LOOK_EVERY).await,
+            // Not by force: one that runs by now refuses.
+            _ => match container.remove_idle().await {
+                Ok(()) => return None,
+                Err(_) => return Some(ContainerStatus { created: false, running: true, ..status }),
+            },
+        }
+    }
+}
+
+/// Waits until a worker has ended, or runs a step. One that takes too long is killed.
+async fn settled(engine: &Engine, status: ContainerStatus) -> Known {
+    if status.created {
+        return Known { status, story: Story::default() };
+    }
+    let container = Container { engine: engine.clone(), id: status.id.clone(), name: status.name.clone() };
+    let deadline = Instant::now() + LEAVE_PATIENCE;
+    let mut next_read = Instant::now();
+    loop {
+        let runs = matches!(container.inspect().await, Ok(Found::Here(state)) if state.running == Some(true));
+        let now = Instant::now();
+        if !runs || now >= next_read {
+            let story = read(&container).await;
+            if !runs || story.serves() {
+                return Known { status, story };
+            }
+            next_read = now + Duration::from_secs(1);
+        }
+        if now >= deadline {
+            // It reads no go that was not written; its end makes sure that it does not read one that was.
+            drop(container.signal("SIGKILL").await);
+            next_read = now;
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Reads what a worker did out of the engine's copy of its output. Nothing, where the engine keeps none.
+async fn read(container: &Container) -> Story {
+    let options = LogsOptionsBuilder::new().stdout(true).build();
+    let mut copy = container.engine.docker.logs(&container.id, Some(options));
+    let mut story = Story::default();
+    let mut splitter: Option<Splitter> = None;
+    let mut before = BytesMut::new();
+    while let Some(Ok(piece)) = copy.next().await {
+        let mut bytes: Bytes = piece.into_bytes();
+        if splitter.is_none() {
+            before.extend_from_slice(&bytes);
+            story.nonce = Nonce::in_output(&before);
+            match &story.nonce {
+                Some(nonce) => {
+                    splitter = Some(Splitter::new(nonce));
+                    bytes = before.split().freeze();
+                }
+                None => {
+                    let gone = before.len().saturating_sub(KEPT_BYTES);
+                    drop(before.split_to(gone));
+                }
+            }
+        }
+        if let Some(splitter) = &mut splitter {
+            splitter.push(bytes, |piece| match piece {
+                Piece::Frame(Frame::Started(begun)) => story.begun.push(begun),
+                Piece::Frame(Frame::Done(_)) => story.ended += 1,
+                _ => {}
+            });
+        }
+    }
+    story
+}
+
+/// How many bytes a container has written, as the engine's copy has it; none when it has no copy.
+pub(super) async fn written_bytes(container: &Container) -> Option<u64> {
+    let options = LogsOptionsBuilder::new().stdout(true).stderr(true).build();
+    let mut copy = container.engine.docker.logs(&container.id, Some(options));
+    let mut written = 0;
+    while let Some(piece) = copy.next().await {
+        written += piece.ok()?.into_bytes().len() as u64;
+    }
+    Some(written)
+}
+
+/// Everything that a container has written and will write, out of the engine's copy.
+pub(super) fn whole_output(container: &Container) -> Output {
+    let options = LogsOptionsBuilder::new().follow(true).stdout(true).stderr(true).build();
+    container.engine.docker.logs(&container.id, Some(options)).boxed()
+}

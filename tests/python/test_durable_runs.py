@@ -1,0 +1,81 @@
+"""Real runs that are watched, stopped, retried and given up from other processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from conftest import Project
+
+
+def test_what_failed_is_run_again_and_nothing_else(project: Project, tmp_path: Path) -> None:
+    (project.scratch / "mended").unlink(missing_ok=True)
+    code, output = project.run("mended")
+    assert code != 0, output
+    first = project.ended("mended")
+    assert first.attempts == {"source": ["completed"], "mends": ["failed"]}
+    (project.scratch / "mended").touch()
+    # From any folder, without the pipeline's code.
+    code, output = project.step_engine("retry", str(first.run.id), folder=tmp_path)
+    assert code == 0, output
+    second = project.ended("mended")
+    assert second.run.id != first.run.id
+    assert second.run.original_run is not None
+    assert second.run.original_run.id == first.run.id
+    assert (second.status, second.containers) == ("completed", [])
+    assert second.attempts == {"source": ["skipped"], "mends": ["completed"], "usual": ["completed"]}
+    code, output = project.step_engine("retry", str(second.run.id), folder=tmp_path)
+    assert code == 1
+    assert "there is nothing to run again" in output
+
+
+def test_a_run_in_the_background_is_watched_and_stopped_from_other_terminals(
+    project: Project, until: Callable[..., None], tmp_path: Path
+) -> None:
+    marker = project.scratch / "sleeping"
+    marker.unlink(missing_ok=True)
+    code, output = project.run("watched")
+    assert code == 0, output
+    until(marker.exists, "the step to run", 300)
+    run_id = str(project.ended("watched").run.id)
+    watching = subprocess.Popen(
+        [str(Path(sys.executable).parent / "step-engine"), "attach", run_id],
+        env=project.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    code, output = project.step_engine("resume", run_id, folder=tmp_path)
+    assert code == 1
+    assert "is driven by process" in output
+    code, output = project.step_engine("stop", run_id, folder=tmp_path)
+    assert code == 0, output
+    assert f"Run {run_id}: stopped." in output
+    seen, _ = watching.communicate(timeout=60)
+    assert watching.returncode == 1
+    assert "Run stopped in" in seen
+    until(lambda: project.ended("watched").status == "stopped", "ZenML to know")
+    run = project.ended("watched")
+    assert (run.attempts, run.containers) == ({"sleeps": ["stopped"]}, [])
+
+
+def test_a_run_whose_owner_died_can_be_given_up(project: Project, until: Callable[..., None], tmp_path: Path) -> None:
+    marker = project.scratch / "sleeping"
+    marker.unlink(missing_ok=True)
+    process = project.start("interrupted")
+    until(marker.exists, "the step to run", 300)
+    process.kill()
+    process.wait()
+    run_id = str(project.ended("interrupted").run.id)
+    project.zenml("pipeline", "runs", "stop", run_id, "-y", folder=tmp_path)
+    run = project.ended("interrupted")
+    assert (run.status, run.attempts, run.containers) == ("stopped", {"sleeps": ["stopped"]}, [])
+    code, output = project.step_engine("resume", run_id, folder=tmp_path)
+    assert code == 1
+    assert "has ended (stopped)" in output
+    code, output = project.step_engine("runs", folder=tmp_path)
+    assert [line for line in output.splitlines() if run_id in line and "stopped" in line]
