@@ -113,7 +113,7 @@ def build_dynamic_plan(
     }
 
 
-def step_spec(name: str, config: StepConfiguration, settings: LocalDockerOrchestratorSettings) -> dict[str, Any]:
+def step_spec(name: str, config: StepConfiguration, settings: TimedSettings) -> dict[str, Any]:
     """What the core has to know of a step.
 
     Args:
