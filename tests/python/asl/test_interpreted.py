@@ -85,6 +85,25 @@ def test_random_machines_end_as_their_mode_says(seed: int) -> None:
         assert skipped == below - fails
 
 
+@pytest.mark.parametrize("fails", [set(), {"a"}, {"y"}], ids=["none", "one that many wait for", "one of a row"])
+def test_several_that_wait_for_one_are_told_what_became_of_it(fails: set[str]) -> None:
+    # `a`, and the row of `x` and `y`, are awaited by many that share nothing else.
+    dag = {"a": [], "b": [], "c": [], "x": [], "y": ["x"], "a1": ["a"], "b1": ["b"], "c1": ["c"]}
+    dag |= {f"w{up}": ["a", "y", up] for up in ("b", "c")} | {"v": ["a", "b"], "u": ["y", "c"]}
+    machine = compiled(dag)
+    assert '"Type":"Map"' in machine["machines"][-1]["definition"], "one list of waiters"
+    run = execute(machine, dict.fromkeys(dag, 0.05), fails)
+    keeps_order(dag, run)
+    below = set(fails)
+    for step, upstream in dag.items():
+        if below & set(upstream):
+            below.add(step)
+    assert set(run.started) == set(dag) - (below - fails), run.cause
+    if fails:
+        lists = json.loads(run.cause or "")
+        assert set(filter(None, lists["skipped"].split(","))) == below - fails
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_machines_inside_machines(mode: str) -> None:
     dag = {f"s{at}": [f"s{at - 1}"] if at else [] for at in range(6)} | {"t": ["s0"], "u": ["s0", "s3"]}
