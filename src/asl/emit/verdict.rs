@@ -2,7 +2,7 @@
 
 use super::super::limits;
 use super::super::states::{Choice, Fail, ResultPath, Rule, State, Succeed, Template, Test, Then};
-use super::{Emitter, N, OF_BRANCH, Out, all_empty, pass};
+use super::{Emitter, N, OF_BRANCH, Out, S, all_empty, pass};
 
 impl Emitter<'_, '_> {
     /// The end of a run that goes on after failures: succeeded, or failed with the lists in its cause.
@@ -11,31 +11,30 @@ impl Emitter<'_, '_> {
         out.push((fail.clone(), State::Fail(Fail { error: "StepEngine.StepsFailed", cause_path: "$.cause" })));
         let cause = Template::Object(vec![("cause", Template::expression("States.JsonToString($.o.s)"))]);
         let tell = self.names.take("list failed and skipped steps");
-        out.push((tell.clone(), pass(cause, ResultPath::At("$"), Then::Next(fail.clone()))));
-        let tell = self.tell_what_fits(tell, &fail, out);
+        out.push((tell.clone(), pass(cause, ResultPath::At("$"), Then::Next(fail))));
+        let tell = self.tell_what_fits(tell, out);
         let succeed = self.plain("run completed", State::Succeed(Succeed { output_path: None }), out);
         self.choose("did every step complete", all_empty(&OF_BRANCH), succeed, tell, out)
     }
 
     /// A cause has room for some thousand names. Where there are more, the list of failed steps goes before that of skipped ones, and a
     /// number takes the place of a list that does not fit.
-    fn tell_what_fits(&mut self, tell_all: String, fail: &str, out: &mut Out) -> String {
+    fn tell_what_fits(&mut self, tell_all: String, out: &mut Out) -> String {
         let room = limits::CAUSE_CHARACTERS - limits::CAUSE_BESIDE_NAMES;
         let lengths = self.shared.labels.iter().map(|label| label.len() + 1);
         if lengths.clone().sum::<usize>() <= room {
             return tell_all;
         }
         let fit = room / lengths.max().unwrap_or(1);
-        let mut tell = |wanted: &str, cause: &str| {
+        let mut shorten = |wanted: &str, lists: [(&'static str, &str); 2]| {
             let name = self.names.take(wanted);
-            let cause = Template::Object(vec![("cause", Template::expression(cause))]);
-            out.push((name.clone(), pass(cause, ResultPath::At("$"), Then::Next(fail.to_owned()))));
+            let lists = lists.map(|(field, path)| (field, Template::expression(path))).to_vec();
+            out.push((name.clone(), pass(Template::Object(lists), S, Then::Next(tell_all.clone()))));
             name
         };
-        let counts = r#"States.Format('\{"failed_count":{},"skipped_count":{}\}', $.n.failed, $.n.skipped)"#;
-        let failed = r#"States.Format('\{"failed":"{}","skipped_count":{}\}', $.o.s.failed, $.n.skipped)"#;
-        let default = tell("count failed and skipped steps", counts);
-        let tell_failed = tell("list failed steps", failed);
+        let skipped = ("skipped_count", "$.n.skipped");
+        let default = shorten("count failed and skipped steps", [("failed_count", "$.n.failed"), skipped]);
+        let tell_failed = shorten("list failed steps", [("failed", OF_BRANCH[0]), skipped]);
         let at_most = |variable| Test::AtMost { variable, numeric_less_than_equals: fit };
         let choices = vec![
             Rule { test: at_most("$.n.both"), next: tell_all },
