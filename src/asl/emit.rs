@@ -3,7 +3,8 @@
 //! Payload, in modes that go on after a failure: `$.o.s` holds `failed` and `skipped` (labels, each followed by a comma) of the
 //! current branch and the `signal` that its last step gives who waits for it; `$.up.bad` the labels that a barrier has passed on;
 //! `$.n` what a part adds to a `$.o.s` that is not empty. A branch and a machine inside put out `$.o` and nothing else, so that payloads
-//! stay small where many meet. Under `FAIL_FAST` nothing is read from the payload but `$.t`, the scratch place of signals.
+//! stay small where many meet. Under `FAIL_FAST` nothing is read from the payload but `$.t` and `$.w`, the scratch places of signals
+//! (`$.t`: whom to tell; `$.w`: how long to wait, then what was told).
 
 mod telling;
 mod verdict;
@@ -14,7 +15,7 @@ use super::options::AslOptions;
 use super::signal::{self, Ends, Signals, Status};
 use super::states::{
     Catcher, Choice, Graph, Parallel, Pass, ResultPath, Rule, State, States, Succeed, Task, Template, Test, Then,
-    joined, quoted,
+    Timeout, joined, quoted,
 };
 use super::task::{Ready, Scope, infrastructure, retriers, whole_seconds};
 use super::tree::{Kind, Part};
@@ -287,7 +288,7 @@ impl Emitter<'_, '_> {
             parameters: shared.ready[at].parameters(label, self.scope),
             result_path: if keep.is_some() { ResultPath::At("$.o.s.signal") } else { ResultPath::Discard },
             result_selector: keep,
-            timeout_seconds: step.timeout.map(whole_seconds),
+            timeout: step.timeout.map(|timeout| Timeout::Seconds(whole_seconds(timeout))),
             retry: retriers(&step.retry, shared.options.infrastructure_retries),
             catch,
             then: around.ok,
@@ -446,7 +447,7 @@ impl Emitter<'_, '_> {
             ]),
             result_selector: keep.0,
             result_path: keep.1,
-            timeout_seconds: None,
+            timeout: None,
             retry: vec![retry],
             catch: Vec::new(),
             then,

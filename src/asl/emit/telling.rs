@@ -17,8 +17,10 @@ impl Emitter<'_, '_> {
         let then = self.named(&entry.run, &ends.to, out);
         let otherwise = tracks.then(|| self.named(&entry.skip, &ends.to, out));
         let wanted = [
+            format!("{}: first wait for {}", ends.to, ends.from),
             format!("{}: is {} over", ends.to, ends.from),
             format!("{}: wait for {}", ends.to, ends.from),
+            format!("{}: longer wait for {}", ends.to, ends.from),
             format!("{}: did {} complete", ends.to, ends.from),
         ];
         let names = wanted.map(|name| self.names.take(&name));
