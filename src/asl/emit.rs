@@ -3,15 +3,19 @@
 //! Payload, in modes that go on after a failure: `$.o.s` holds `failed` and `skipped` (labels, each followed by a comma) of the
 //! current branch and the `signal` that its last step gives who waits for it; `$.up.bad` the labels that a barrier has passed on;
 //! `$.n` what a part adds to a `$.o.s` that is not empty. A branch and a machine inside put out `$.o` and nothing else, so that payloads
-//! stay small where many meet. Under `FAIL_FAST` nothing is read from the payload but `$.t`, the scratch place of signals.
+//! stay small where many meet. Under `FAIL_FAST` nothing is read from the payload but `$.t` and `$.w`, the scratch places of signals
+//! (`$.t`: whom to tell; `$.w`: how long to wait, then what was told).
 
-use super::limits::{self, INTRINSIC_CHARACTERS};
+mod telling;
+mod verdict;
+
+use super::limits;
 use super::names::Names;
 use super::options::AslOptions;
-use super::signal::{self, Ends, Signals, Status, Waiter};
+use super::signal::{self, Ends, Signals, Status};
 use super::states::{
-    Catcher, Choice, Fail, Graph, Parallel, Pass, ResultPath, Rule, State, States, Succeed, Task, Template, Test, Then,
-    joined, quoted,
+    Catcher, Choice, Graph, Parallel, Pass, ResultPath, Rule, State, States, Succeed, Task, Template, Test, Then,
+    Timeout, joined, quoted,
 };
 use super::task::{Ready, Scope, infrastructure, retriers, whole_seconds};
 use super::tree::{Kind, Part};
@@ -81,6 +85,8 @@ fn finished(
     Machine { name, definition, hash, steps, counts }
 }
 
+pub use telling::skipped_of_machine;
+
 struct Emitter<'a, 'm> {
     shared: &'a Shared<'a>,
     scope: Scope,
@@ -147,53 +153,6 @@ impl Emitter<'_, '_> {
         let begin = Template::Object(vec![("o", clean()), ("up", up)]);
         let begin = self.plain("begin", pass(begin, ResultPath::At("$"), entry.run), &mut out);
         Graph { comment, timeout_seconds, ..graph(Then::Next(begin), out) }
-    }
-
-    /// The end of a run that goes on after failures: succeeded, or failed with the lists in its cause.
-    fn verdict(&mut self, out: &mut Out) -> String {
-        let fail = self.names.take("run failed");
-        out.push((fail.clone(), State::Fail(Fail { error: "StepEngine.StepsFailed", cause_path: "$.cause" })));
-        let cause = Template::Object(vec![("cause", Template::expression("States.JsonToString($.o.s)"))]);
-        let tell = self.names.take("list failed and skipped steps");
-        out.push((tell.clone(), pass(cause, ResultPath::At("$"), Then::Next(fail.clone()))));
-        let tell = self.tell_what_fits(tell, &fail, out);
-        let succeed = self.plain("run completed", State::Succeed(Succeed { output_path: None }), out);
-        self.choose("did every step complete", all_empty(&OF_BRANCH), succeed, tell, out)
-    }
-
-    /// A cause has room for some thousand names. Where there are more, the list of failed steps goes before that of skipped ones, and a
-    /// number takes the place of a list that does not fit.
-    fn tell_what_fits(&mut self, tell_all: String, fail: &str, out: &mut Out) -> String {
-        let room = limits::CAUSE_CHARACTERS - limits::CAUSE_BESIDE_NAMES;
-        let lengths = self.shared.labels.iter().map(|label| label.len() + 1);
-        if lengths.clone().sum::<usize>() <= room {
-            return tell_all;
-        }
-        let fit = room / lengths.max().unwrap_or(1);
-        let mut tell = |wanted: &str, cause: &str| {
-            let name = self.names.take(wanted);
-            let cause = Template::Object(vec![("cause", Template::expression(cause))]);
-            out.push((name.clone(), pass(cause, ResultPath::At("$"), Then::Next(fail.to_owned()))));
-            name
-        };
-        let counts = r#"States.Format('\{"failed_count":{},"skipped_count":{}\}', $.n.failed, $.n.skipped)"#;
-        let failed = r#"States.Format('\{"failed":"{}","skipped_count":{}\}', $.o.s.failed, $.n.skipped)"#;
-        let default = tell("count failed and skipped steps", counts);
-        let tell_failed = tell("list failed steps", failed);
-        let at_most = |variable| Test::AtMost { variable, numeric_less_than_equals: fit };
-        let choices = vec![
-            Rule { test: at_most("$.n.both"), next: tell_all },
-            Rule { test: at_most("$.n.failed"), next: tell_failed },
-        ];
-        let choice = self.names.take("what fits into the cause");
-        out.push((choice.clone(), State::Choice(Choice { choices, default })));
-        let [failed, skipped] = OF_BRANCH.map(|path| format!("States.ArrayLength(States.StringSplit({path}, ','))"));
-        let both = format!("States.MathAdd({failed}, {skipped})");
-        let fields = [("failed", failed), ("skipped", skipped), ("both", both)];
-        let fields = fields.map(|(name, length)| (name, Template::Expression(length)));
-        let count = self.names.take("how many failed and were skipped");
-        out.push((count.clone(), pass(Template::Object(fields.to_vec()), N, Then::Next(choice))));
-        count
     }
 
     fn push(&mut self, wanted: &str, state: State, cost: (u64, u64), out: &mut Out) -> String {
@@ -329,7 +288,7 @@ impl Emitter<'_, '_> {
             parameters: shared.ready[at].parameters(label, self.scope),
             result_path: if keep.is_some() { ResultPath::At("$.o.s.signal") } else { ResultPath::Discard },
             result_selector: keep,
-            timeout_seconds: step.timeout.map(whole_seconds),
+            timeout: step.timeout.map(|timeout| Timeout::Seconds(whole_seconds(timeout))),
             retry: retriers(&step.retry, shared.options.infrastructure_retries),
             catch,
             then: around.ok,
@@ -488,170 +447,12 @@ impl Emitter<'_, '_> {
             ]),
             result_selector: keep.0,
             result_path: keep.1,
-            timeout_seconds: None,
+            timeout: None,
             retry: vec![retry],
             catch: Vec::new(),
             then,
         }))
     }
-
-    /// Awaits a token edge, then enters a part.
-    fn wait(&mut self, edge: usize, entry: &Entry, out: &mut Out) -> String {
-        let ends = &self.shared.ends[edge];
-        let tracks = self.shared.tracks();
-        let then = self.named(&entry.run, &ends.to, out);
-        let otherwise = tracks.then(|| self.named(&entry.skip, &ends.to, out));
-        let wanted = [
-            format!("{}: is {} over", ends.to, ends.from),
-            format!("{}: wait for {}", ends.to, ends.from),
-            format!("{}: did {} complete", ends.to, ends.from),
-        ];
-        let names = wanted.map(|name| self.names.take(&name));
-        let (events, transitions) = signal::edge_cost(tracks);
-        self.counts.add(events, transitions);
-        let first = names[0].clone();
-        let states = self.signals().map(|signals| signals.wait(ends, names, &then, otherwise.as_deref()));
-        out.extend(states.into_iter().flatten().rev());
-        first
-    }
-
-    /// Says that a part is over and tells who waits for it.
-    fn tell(
-        &mut self,
-        source: &str,
-        edges: &[usize],
-        status: Status,
-        verb: &str,
-        then: &Then,
-        out: &mut Out,
-    ) -> String {
-        let mut tells = None;
-        let after = if let [edge] = edges {
-            let ends = &self.shared.ends[*edge];
-            self.tell_one(Waiter::One(ends), &format!("{verb} {}", ends.to), source, status, then, out)
-        } else {
-            tells = Some(edges.iter().map(|&edge| Template::text(&self.shared.ends[edge].to)).collect());
-            let mut states = Out::new();
-            let waiter = Waiter::Item { from: source };
-            self.tell_one(waiter, &format!("{verb} one"), source, status, &Then::End, &mut states);
-            states.reverse();
-            let state = signal::tell_each(status, signal::branch(states), then.clone());
-            self.push(&format!("{source}: {verb} all"), state, (0, 0), out)
-        };
-        let (events, transitions) = signal::source_cost(edges.len());
-        let over = self.signals().map(|signals| signals.over(source, status, tells, Then::Next(after)));
-        let name = self.names.take(&format!("{source}: over, {verb}"));
-        self.counts.add(events, transitions);
-        out.extend(over.map(|state| (name.clone(), state)));
-        name
-    }
-
-    fn tell_one(
-        &mut self,
-        waiter: Waiter<'_>,
-        what: &str,
-        source: &str,
-        status: Status,
-        then: &Then,
-        out: &mut Out,
-    ) -> String {
-        let label = format!("{source}: {what}");
-        let counts = self.counts;
-        let done = self.named(then, &label, out);
-        // It takes the place of the second request, which is counted.
-        self.counts = counts;
-        let names = [self.names.take(&format!("{label}?")), self.names.take(&label)];
-        let first = names[0].clone();
-        let states = self.signals().map(|signals| signals.tell(waiter, names, status, done, then.clone()));
-        out.extend(states.into_iter().flatten().rev());
-        first
-    }
-
-    /// States that tell of token edges whose upstreams are all skipped. Returns where to enter.
-    fn tell_skipped(&mut self, edges: &[usize], label: &str, then: Then, out: &mut Out) -> String {
-        let skipped = Status::Fixed("skipped");
-        let mut states = Out::new();
-        let first = self.tell_one(Waiter::Pair, "tell one that it is skipped", label, skipped, &Then::End, &mut states);
-        let over = self.signals().map(|signals| signals.pair_over(Then::Next(first)));
-        let over_name = self.names.take(&format!("{label}: one is over, skipped"));
-        states.extend(over.map(|state| (over_name, state)));
-        states.reverse();
-        let wanted =
-            [format!("{label}: whom to tell that all are skipped"), format!("{label}: tell that all are skipped")];
-        let names = wanted.map(|name| self.names.take(&name));
-        let entry = names[0].clone();
-        let pairs: Vec<&Ends> = edges.iter().map(|&edge| &self.shared.ends[edge]).collect();
-        out.extend(signal::tell_pairs(&pairs, names, signal::branch(states), then).into_iter().rev());
-        entry
-    }
-
-    /// A branch that starts a machine which tells for many. It runs only after a failure, so it should not weigh on this machine.
-    fn skip_machine(&mut self, edges: &[usize], label: &str) -> Graph {
-        let mut emitter = Emitter {
-            shared: self.shared,
-            scope: Scope::Nested,
-            names: Names::default(),
-            counts: Counts::default(),
-            machines: &mut *self.machines,
-        };
-        let mut states = Out::new();
-        emitter.tell_skipped(edges, label, Then::End, &mut states);
-        states.reverse();
-        let counts = Counts { events: limits::EXECUTION_EVENTS + signal::pairs_cost(edges.len()), transitions: 0 };
-        let child = finished(self.shared, &signal::branch(states), Scope::Nested, (label, 0), counts);
-        let state = self.start_machine(child, (None, ResultPath::Discard), Then::End);
-        let name = self.names.take(&format!("{label}: machine that tells"));
-        signal::branch(vec![(name, state)])
-    }
-
-    /// States that note every step of a part as skipped and tell whoever waits for one inside.
-    fn skipped(&mut self, part: &Part, label: &str, bad: &Then, out: &mut Out) -> Then {
-        let counts = self.counts;
-        let mut then = bad.clone();
-        let mut edges = Vec::new();
-        inner_signals(part, &mut edges);
-        if edges.len() > limits::SKIPPED_INLINE {
-            let chunks = edges.chunks(skipped_of_machine(self.shared.options.limits.events));
-            let branches = chunks.map(|chunk| self.skip_machine(chunk, label)).collect();
-            let state = signal::side_by_side(branches, then);
-            then = Then::Next(self.push(&format!("{label}: tell that all are skipped"), state, (0, 0), out));
-        } else if !edges.is_empty() {
-            then = Then::Next(self.tell_skipped(&edges, label, then, out));
-        }
-        let mut lists = vec![String::new()];
-        part.for_each_step(&mut |node| {
-            let label = &self.shared.labels[node as usize];
-            if lists.last().is_none_or(|list| list.len() + label.len() > INTRINSIC_CHARACTERS) {
-                lists.push(String::new());
-            }
-            if let Some(list) = lists.last_mut() {
-                if !list.is_empty() {
-                    list.push(',');
-                }
-                list.push_str(label);
-            }
-        });
-        for list in lists.iter().rev() {
-            let state = not_completed(("skipped", list), then);
-            then = Then::Next(self.push(&format!("{label}: all skipped"), state, (0, 0), out));
-        }
-        self.counts = counts;
-        then
-    }
-}
-
-/// Token edges that parts inside another signal.
-fn inner_signals(part: &Part, edges: &mut Vec<usize>) {
-    for child in part.children() {
-        edges.extend(&child.signals);
-        inner_signals(child, edges);
-    }
-}
-
-/// Token edges for which one machine tells that their upstreams are skipped, such that it keeps its limit of events.
-pub fn skipped_of_machine(events: u64) -> usize {
-    let fits = |edges: &usize| limits::EXECUTION_EVENTS + signal::pairs_cost(*edges) <= events;
-    (1..=limits::SKIPPED_OF_MACHINE).rev().find(fits).unwrap_or(1)
 }
 
 fn graph(start: Then, mut states: Out) -> Graph {

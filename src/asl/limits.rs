@@ -24,6 +24,10 @@ pub const SECURITY_GROUPS: usize = 5;
 pub const CAUSE_CHARACTERS: usize = 32_768;
 /// Largest number of seconds that a field takes. Amazon States Language specification: 99,999,999.
 pub const SECONDS: u64 = 99_999_999;
+/// Seconds of the longest execution. Quotas: 1 year.
+pub const EXECUTION_SECONDS: u64 = 31_536_000;
+// A waiter doubles its interval when it times out. One that times out is no longer than an execution, so the doubled one is allowed.
+const _: () = assert!(2 * EXECUTION_SECONDS <= SECONDS);
 /// Seconds of the largest `MaxDelaySeconds`. Amazon States Language specification: below 31,622,401.
 pub const MAX_DELAY_SECONDS: u64 = 31_622_400;
 /// `Parallel` states inside each other in one definition. AWS names no number, it only refuses with

@@ -18,7 +18,7 @@ pub struct AslOptions {
     pub auto_threshold: f64,
     /// Where tokens and the stop signal are exchanged.
     pub signals: Option<SignalStore>,
-    /// A waiter looks again for its upstream after so many seconds, should a signal have been lost.
+    /// A waiter looks again for its upstream after so many seconds, then after twice as many each time, should a signal have been lost.
     pub recheck_seconds: u64,
     /// The whole execution times out after so many seconds.
     pub timeout_seconds: Option<u64>,

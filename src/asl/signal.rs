@@ -3,19 +3,20 @@
 //! | side | states |
 //! |---|---|
 //! | upstream, once it is over | put `<upstream>/over` with its status; get the waiter's token; none: done; else `sendTaskSuccess` |
-//! | waiter, when its turn comes | get `<upstream>/over`; there: go on; else put a task token and wait for it |
+//! | waiter, when its turn comes | note an interval; get `<upstream>/over`; there: go on; else put a task token and wait for it |
 //!
 //! Several waiters of one part are told by a `Map` over their names, which [`Signals::over`] leaves in `$.t`: its size does not grow
 //! with states. Parts that are skipped together tell from one list of pairs.
 //!
 //! `over` is a fact: it holds across a redrive. A token belongs to one attempt of one waiter: its key ends with the count of redrives,
 //! so a redriven upstream never finds an old one. Should both sides pass each other (the waiter looked before `over` was put and put its token
-//! after the upstream had looked), the waiter looks again when its wait times out (`recheck_seconds`). Nothing is ever lost.
+//! after the upstream had looked), the waiter looks again when its wait times out: after `recheck_seconds`, then after twice as long each
+//! time, so that a waiter of a week looks nine times. Nothing is ever lost, and no loss more than doubles a wait.
 
 use super::limits::{ITEM_EVENTS, MAP_EVENTS, PLAIN_EVENTS, REQUEST_EVENTS};
 use super::options::{AslOptions, SignalStore};
 use super::states::{
-    Catcher, Choice, Graph, Map, Parallel, Pass, ResultPath, Rule, State, States, Task, Template, Test, Then,
+    Catcher, Choice, Graph, Map, Parallel, Pass, ResultPath, Rule, State, States, Task, Template, Test, Then, Timeout,
     format_template,
 };
 use super::task::{Scope, infrastructure};
@@ -106,7 +107,7 @@ impl Signals<'_> {
             parameters: Template::Object(fields),
             result_selector: None,
             result_path: ResultPath::Discard,
-            timeout_seconds: None,
+            timeout: None,
             retry: vec![infrastructure(hiccups, self.options.infrastructure_retries, 30)],
             catch: Vec::new(),
             then,
@@ -132,19 +133,29 @@ impl Signals<'_> {
     /// Waits until the other end has signalled. Returns the states in order; the first is where to enter.
     ///
     /// With `otherwise`, the status decides: `then` after `completed`, `otherwise` after anything else.
-    pub fn wait(&self, ends: &Ends, names: [String; 3], then: &str, otherwise: Option<&str>) -> Vec<(String, State)> {
-        let [look_name, wait_name, decide_name] = names;
+    pub fn wait(&self, ends: &Ends, names: [String; 5], then: &str, otherwise: Option<&str>) -> Vec<(String, State)> {
+        let [first_name, look_name, wait_name, longer_name, decide_name] = names;
         let after = if otherwise.is_some() { decide_name.clone() } else { then.to_owned() };
         let mut look = self.look(&over_key(&ends.from), Then::Next(after.clone()), wait_name.clone());
         let token = Template::Object(vec![("token", Template::expression("$$.Task.Token"))]);
         let fields = vec![("Key", self.token_key(Waiter::One(ends))), ("Body", token)];
         let mut wait = self.request("s3:putObject.waitForTaskToken", fields, Then::Next(after));
-        wait.timeout_seconds = Some(self.options.recheck_seconds);
+        wait.timeout = Some(Timeout::At("$.w.seconds"));
         wait.catch.push(Catcher {
             error_equals: &["States.Timeout"],
             result_path: ResultPath::Discard,
-            next: look_name.clone(),
+            next: longer_name.clone(),
         });
+        let interval = |seconds: Template| Template::Object(vec![("seconds", seconds)]);
+        let pass = |seconds, next: &String| {
+            State::Pass(Pass {
+                parameters: interval(seconds),
+                result_path: ResultPath::At("$.w"),
+                then: Then::Next(next.clone()),
+            })
+        };
+        let first = pass(Template::Number(self.options.recheck_seconds.cast_signed()), &look_name);
+        let longer = pass(Template::expression("States.MathAdd($.w.seconds, $.w.seconds)"), &look_name);
         let mut states = Vec::new();
         if let Some(otherwise) = otherwise {
             let signal = |expression: &str| Template::Object(vec![("signal", Template::expression(expression))]);
@@ -156,8 +167,13 @@ impl Signals<'_> {
             let choices = vec![Rule { test, next: then.to_owned() }];
             states.push((decide_name, State::Choice(Choice { choices, default: otherwise.to_owned() })));
         }
-        states.insert(0, (wait_name, State::Task(Box::new(wait))));
-        states.insert(0, (look_name, State::Task(Box::new(look))));
+        let waiting = [
+            (first_name, first),
+            (look_name, State::Task(Box::new(look))),
+            (wait_name, State::Task(Box::new(wait))),
+            (longer_name, longer),
+        ];
+        states.splice(0..0, waiting);
         states
     }
 
@@ -265,8 +281,8 @@ pub const STOP_KEY: &str = "stopped";
 
 /// Events and transitions of one token edge when its waiter comes first.
 pub const fn edge_cost(tracked: bool) -> (u64, u64) {
-    // look, wait; get, send
-    let (events, transitions) = (3 * REQUEST_EVENTS + super::limits::SYNC_EVENTS, 4);
+    // first interval, look, wait; get, send
+    let (events, transitions) = (PLAIN_EVENTS + 3 * REQUEST_EVENTS + super::limits::SYNC_EVENTS, 5);
     if tracked { (events + PLAIN_EVENTS, transitions + 1) } else { (events, transitions) }
 }
 

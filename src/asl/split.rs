@@ -23,7 +23,7 @@ impl Weight {
 }
 
 /// Bytes of states around a step, from definitions as they come out; the true size is checked afterwards.
-const BYTES_OF_WAITING: u64 = 1_600;
+const BYTES_OF_WAITING: u64 = 2_000;
 const BYTES_OF_TELLING: u64 = 2_300;
 const BYTES_OF_WAITER: u64 = 60;
 const BYTES_OF_STATUS: u64 = 700;

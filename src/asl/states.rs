@@ -108,9 +108,9 @@ pub struct Task {
     pub result_selector: Option<Template>,
     /// Where it is kept.
     pub result_path: ResultPath,
-    /// The task fails with `States.Timeout` after so many seconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub timeout_seconds: Option<u64>,
+    /// After what time the task fails with `States.Timeout`.
+    #[serde(flatten)]
+    pub timeout: Option<Timeout>,
     /// Retriers, the first that matches decides.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub retry: Vec<Retrier>,
@@ -120,6 +120,17 @@ pub struct Task {
     /// What follows.
     #[serde(flatten)]
     pub then: Then,
+}
+
+/// How long a `Task` may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Derive)]
+pub enum Timeout {
+    /// So many seconds.
+    #[serde(rename = "TimeoutSeconds")]
+    Seconds(u64),
+    /// As many seconds as stand at a path.
+    #[serde(rename = "TimeoutSecondsPath")]
+    At(&'static str),
 }
 
 /// Tries again after certain errors.

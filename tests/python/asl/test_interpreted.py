@@ -28,10 +28,10 @@ N = {"a": [], "b": [], "c": ["a"], "d": ["a", "b"]}
 MODES = ["fail_fast", "stop_on_failure", "continue_on_failure"]
 
 
-def compiled(dag: dict[str, list[str]], mode: str = "continue_on_failure", way: str = "exact") -> dict:
+def compiled(dag: dict[str, list[str]], mode: str = "continue_on_failure", way: str = "exact", **options) -> dict:
     steps = [{"name": name, "upstream": upstream} for name, upstream in dag.items()]
     plan = {"pipeline": "p", "execution_mode": mode, "steps": steps}
-    return compile_asl(plan, {**OPTIONS, "synchronization": way})
+    return compile_asl(plan, {**OPTIONS, "synchronization": way, **options})
 
 
 def keeps_order(dag: dict[str, list[str]], run: Run) -> None:
@@ -51,6 +51,17 @@ def test_the_n_graph_in_every_order_of_arrival(mode: str, seconds: dict[str, flo
     run = execute(compiled(N, mode), seconds)
     assert (run.status, set(run.started)) == ("SUCCEEDED", set(N)), run.cause
     keeps_order(N, run)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_waiter_looks_again_after_twice_as_long_each_time(mode: str) -> None:
+    # `d` waits for `a` from the beginning: it looks at 0, 1 and 3 seconds, and would at 7 were it not told before.
+    run = execute(compiled(N, mode, recheck_seconds=1), {"a": 5.5})
+    assert (run.status, set(run.started)) == ("SUCCEEDED", set(N)), run.cause
+    keeps_order(N, run)
+    entered = [event["stateEnteredEventDetails"]["name"] for event in run.events if "stateEnteredEventDetails" in event]
+    assert entered.count("d: is a over") == 3
+    assert entered.count("d: longer wait for a") == 2
 
 
 def random_dag(seed: int) -> dict[str, list[str]]:
@@ -83,6 +94,25 @@ def test_random_machines_end_as_their_mode_says(seed: int) -> None:
             if below & set(upstream):
                 below.add(step)
         assert skipped == below - fails
+
+
+@pytest.mark.parametrize("fails", [set(), {"a"}, {"y"}], ids=["none", "one that many wait for", "one of a row"])
+def test_several_that_wait_for_one_are_told_what_became_of_it(fails: set[str]) -> None:
+    # `a`, and the row of `x` and `y`, are awaited by many that share nothing else.
+    dag = {"a": [], "b": [], "c": [], "x": [], "y": ["x"], "a1": ["a"], "b1": ["b"], "c1": ["c"]}
+    dag |= {f"w{up}": ["a", "y", up] for up in ("b", "c")} | {"v": ["a", "b"], "u": ["y", "c"]}
+    machine = compiled(dag)
+    assert '"Type":"Map"' in machine["machines"][-1]["definition"], "one list of waiters"
+    run = execute(machine, dict.fromkeys(dag, 0.05), fails)
+    keeps_order(dag, run)
+    below = set(fails)
+    for step, upstream in dag.items():
+        if below & set(upstream):
+            below.add(step)
+    assert set(run.started) == set(dag) - (below - fails), run.cause
+    if fails:
+        lists = json.loads(run.cause or "")
+        assert set(filter(None, lists["skipped"].split(","))) == below - fails
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -84,6 +84,8 @@ pub struct Interpreter<'a> {
     sequence: u64,
     pub now: Time,
     pub objects: BTreeMap<String, String>,
+    /// How often each object was asked for, there or not.
+    pub gets: BTreeMap<String, u64>,
     pub trace: Vec<Trace>,
     pub transitions: u64,
     pub end: Option<End>,
@@ -104,6 +106,7 @@ impl<'a> Interpreter<'a> {
             sequence: 0,
             now: 0,
             objects: BTreeMap::new(),
+            gets: BTreeMap::new(),
             trace: Vec::new(),
             transitions: 0,
             end: None,
@@ -252,7 +255,11 @@ impl<'a> Interpreter<'a> {
 
     fn attempt(&mut self, id: usize) {
         let state = self.state(id);
-        if let Some(seconds) = state.get("TimeoutSeconds").and_then(Value::as_u64) {
+        let path = state.get("TimeoutSecondsPath").map(|path| path.as_str().expect("TimeoutSecondsPath"));
+        let computed = path.map(|path| lookup(path, &self.frames[id].input, &Value::Null).expect("a timeout"));
+        if let Some(seconds) = computed.as_ref().or(state.get("TimeoutSeconds")) {
+            let seconds = seconds.as_u64().expect("a whole number");
+            assert!((1..=99_999_999).contains(&seconds), "a timeout of {seconds} seconds");
             self.post(id, seconds * 1000, Event::Done(Err(("States.Timeout".into(), String::new()))));
         }
         let resource = state["Resource"].as_str().expect("Resource");
@@ -296,10 +303,13 @@ impl<'a> Interpreter<'a> {
                 self.objects.insert(text("Key"), parameters["Body"].to_string());
                 return;
             }
-            "arn:aws:states:::aws-sdk:s3:getObject" => match self.objects.get(&text("Key")) {
-                Some(body) => Ok(json!({"Body": body})),
-                None => Err(("S3.NoSuchKeyException".to_owned(), String::new())),
-            },
+            "arn:aws:states:::aws-sdk:s3:getObject" => {
+                *self.gets.entry(text("Key")).or_default() += 1;
+                match self.objects.get(&text("Key")) {
+                    Some(body) => Ok(json!({"Body": body})),
+                    None => Err(("S3.NoSuchKeyException".to_owned(), String::new())),
+                }
+            }
             "arn:aws:states:::aws-sdk:sfn:sendTaskSuccess" => self.release(&text("TaskToken"), &text("Output")),
             "arn:aws:states:::states:startExecution.sync:2" => {
                 let machine = self.machines[&text("StateMachineArn")];

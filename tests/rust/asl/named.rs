@@ -86,6 +86,31 @@ fn names_are_readable_unique_and_short() {
     assert!(value.to_string().is_ascii());
 }
 
+#[test]
+fn a_waiter_of_a_week_looks_nine_times_and_goes_on_at_once() {
+    const WEEK_SECONDS: u64 = 7 * 24 * 3_600;
+    for mode in ["fail_fast", "stop_on_failure", "continue_on_failure"] {
+        let ways = [(1_800, WEEK_SECONDS, 9), (1_800, 1_799, 1), (1_800, 1_801, 2), (1, WEEK_SECONDS, 20)];
+        for (recheck_seconds, seconds, looks) in ways {
+            let mut with = options(Synchronization::Exact);
+            with.recheck_seconds = recheck_seconds;
+            let compiled = compile(&plan(mode, N), &with).expect("compiles");
+            let definitions = definitions(&compiled);
+            let machines = definitions.iter().map(|(arn, value)| (arn.clone(), value)).collect();
+            let root = &definitions[&root_arn(&compiled)];
+            let world = World {
+                task: Box::new(|step, _| (if step == "a" { seconds * 1_000 } else { 0 }, Ok(()))),
+                latency: Box::new(|| 0),
+            };
+            let mut interpreter = Interpreter::new(machines, root, json!({"snapshot_id": "s"}), world);
+            interpreter.run(None);
+            assert!(matches!(interpreter.end, Some(End::Succeeded(_))), "{mode}: {:?}", interpreter.end);
+            assert_eq!(interpreter.now, seconds * 1_000, "{mode}: `d` starts when `a` ends");
+            assert_eq!(interpreter.gets["step-engine/signals/run-1/a/over"], looks, "{mode}: {seconds} s");
+        }
+    }
+}
+
 /// Runs a plan whose steps take a second and end as told: by step, a list of errors before it completes.
 fn run(compiled: &asl::Compiled, errors: &HashMap<&str, Vec<&str>>) -> (End, Vec<(u64, String, What)>) {
     let definitions = definitions(compiled);

@@ -69,6 +69,10 @@ fn graph<'a>(graph: &'a Value, names: &mut HashSet<&'a str>, depth: usize) {
         if let Some(seconds) = state.get("TimeoutSeconds") {
             assert!((1..=99_999_999).contains(&seconds.as_u64().expect("a whole number")), "TimeoutSeconds {seconds}");
         }
+        if let Some(path) = state.get("TimeoutSecondsPath") {
+            assert!(path.as_str().is_some_and(|path| path.starts_with("$.")), "TimeoutSecondsPath {path}");
+            assert!(state.get("TimeoutSeconds").is_none(), "`{name}` has two timeouts");
+        }
         expressions(state.get("Parameters"));
         expressions(state.get("ResultSelector"));
         expressions(state.get("ItemSelector"));
@@ -133,6 +137,7 @@ fn fields(name: &str, kind: &str, state: &Value) {
             "ResultPath",
             "OutputPath",
             "TimeoutSeconds",
+            "TimeoutSecondsPath",
             "Retry",
             "Catch",
             "Next",
