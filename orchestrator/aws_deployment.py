@@ -133,14 +133,15 @@ def deploy(
     )
     report = compiled["report"]
     on_fargate = len(report["sizes"]) == len(plan["steps"])
+    # Read before, for the task definitions.
+    template = session.describe_task_definition(config.ecs_task_definition_arn)["taskDefinition"]
+    billed = aws_plan.billed_sizes(plan["steps"], report["sizes"], template) if on_fargate else None
     return Deployment(
         machine_arn=deployed["arn"],
         plan=plan,
         run_secrets={key: value for part in environments.values() for key, value in part.run.items()},
         estimated_dollars=(
-            aws_cost.estimate_dollars(report["sizes"], expected_seconds, report["dollars_per_run"])
-            if on_fargate
-            else None
+            None if billed is None else aws_cost.estimate_dollars(billed, expected_seconds, report["dollars_per_run"])
         ),
         created=[*(made["arn"] for made in known.values() if made["created"]), *deployed["created"]],
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -158,9 +158,7 @@ def overlay(
         "ephemeral_storage_gib": settings.ephemeral_storage,
         # The container's program is in no image: it stands here, and the step's command in the override follows it.
         "entry_point": ["python", "-c", inspect.getsource(begin)],
-        "stop_timeout_seconds": (
-            round(settings.stop_grace_seconds) if "stop_grace_seconds" in settings.model_fields_set else None
-        ),
+        "stop_timeout_seconds": None if settings.stop_grace_seconds is None else round(settings.stop_grace_seconds),
         "log_configuration" if config.log_group else "default_log_configuration": logs,
         "tags": {**settings.tags, "step-engine": "task-definition"},
     }
@@ -328,3 +326,29 @@ def task_size(resources: Mapping[str, Any], fargate: Mapping[str, Any] | None) -
         "memory_mib": -(-resources["memory_bytes"] // 2**20),
     }
     return {name: value for name, value in size.items() if value}
+
+
+def billed_sizes(
+    steps: Iterable[Mapping[str, Any]], sizes: Iterable[Mapping[str, Any]], template: Mapping[str, Any]
+) -> list[dict[str, Any]] | None:
+    """Says how big the tasks of a run on Fargate are.
+
+    Args:
+        steps: Steps of the plan.
+        sizes: Fargate's sizes for what they ask for, from the compile report.
+        template: The task definition that decides where a step asks for nothing, in the API's spelling.
+
+    Returns:
+        `step`, `cpu_units` and `memory_mib` of each; none when the template does not say.
+    """
+    by_step = {size["step"]: size for size in sizes}
+    billed = []
+    for step in steps:
+        size = task_size(step["resources"], by_step[step["name"]])
+        if size is None:
+            try:
+                size = {"cpu_units": int(template["cpu"]), "memory_mib": int(template["memory"])}
+            except (KeyError, TypeError, ValueError):
+                return None
+        billed.append({"step": step["name"], **size})
+    return billed

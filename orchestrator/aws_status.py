@@ -25,6 +25,9 @@ logger = get_logger(__name__)
 STOP_SECONDS = 60.0
 """How long a graceful stop waits for the tasks, at least."""
 
+GRACE_SECONDS = 30.0
+"""What ECS leaves a container after SIGTERM if nothing else is said."""
+
 _STATUSES = {
     "running": ExecutionStatus.RUNNING,
     "retrying": ExecutionStatus.RETRYING,
@@ -64,7 +67,7 @@ def stop(
     arn = execution_of(run)
     if arn is None:
         raise RuntimeError("ZenML does not know which execution this run is; stop it in the AWS console.")
-    grace = orchestrator.config.stop_grace_seconds
+    grace = orchestrator.config.stop_grace_seconds or GRACE_SECONDS
     wait = max(STOP_SECONDS, grace * 2) if graceful else grace
     stopped = session.stop(arn, cause="zenml pipeline runs stop", grace_seconds=wait)
     if stopped["left_running"]:

@@ -133,11 +133,20 @@ def start(
     publisher.publish_run_metadata(metadata)
     url = str(metadata["orchestrator_url"])
     logger.info("The execution: %s", url)
-    if deployment.created:
-        collect(session, config, aws_plan.pipeline_name(snapshot.pipeline_configuration.name))
+
+    def tidy() -> None:
+        if deployment.created:
+            collect(session, config, aws_plan.pipeline_name(snapshot.pipeline_configuration.name))
+
     if not settings_of(orchestrator, snapshot).synchronous:
         logger.info("Its status: zenml pipeline runs refresh %s", run_id)
+        tidy()
         return SubmissionResult(metadata=metadata)
+
+    def clean_up() -> None:
+        forget_secret(config, session, secret)
+        # Not between the start and the watch: a Ctrl-C there would make ZenML believe that nothing runs.
+        tidy()
 
     def watch() -> None:
         from step_engine import AwsRun
@@ -151,7 +160,7 @@ def start(
             list(snapshot.step_configurations),
             url=url,
             renew=lambda: orchestrator.renew(session),
-            clean_up=lambda: forget_secret(config, session, secret),
+            clean_up=clean_up,
         ).watch()
 
     return SubmissionResult(metadata=metadata, wait_for_completion=watch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timezone
 from typing import TYPE_CHECKING, Any, cast
 
 from zenml.constants import METADATA_ORCHESTRATOR_RUN_ID, METADATA_ORCHESTRATOR_URL
@@ -157,7 +158,8 @@ class StepFunctionsOrchestrator(ContainerizedOrchestrator):
             metadata["task_arn"] = found["task_arn"]
         if "log_group" in found and "log_stream" in found:
             region = found.get("log_region") or self.config.region
-            metadata["log_url"] = Uri(names.log_url(region, found["log_group"], found["log_stream"]))
+            partition = (names.parse_arn(os.environ[names.ENV_EXECUTION]) or {}).get("partition", "aws")
+            metadata["log_url"] = Uri(names.log_url(region, found["log_group"], found["log_stream"], partition))
         return metadata
 
     def run_metadata(self, run_id: str, execution_arn: str) -> dict[str, MetadataType]:
@@ -187,7 +189,10 @@ class StepFunctionsOrchestrator(ContainerizedOrchestrator):
             if credentials is None:
                 raise RuntimeError("The service connector gives no AWS credentials.")
             frozen = credentials.get_frozen_credentials()
-            expires = connector.expires_at
+            # A connector that takes what the machine has (`implicit`) does not know when that ends; botocore does.
+            expires = connector.expires_at or getattr(credentials, "_expiry_time", None)
+            if expires and expires.tzinfo is None:
+                expires = expires.replace(tzinfo=timezone.utc)
             return {
                 "access_key_id": frozen.access_key,
                 "secret_access_key": frozen.secret_key,

@@ -49,8 +49,8 @@ class StepFunctionsOrchestratorSettings(BaseSettings):
         description="Stop an attempt of the step so many seconds after it was requested, the start of its task "
         "included. Default: no limit.",
     )
-    stop_grace_seconds: NonNegativeFloat = Field(
-        default=30.0,
+    stop_grace_seconds: NonNegativeFloat | None = Field(
+        default=None,
         le=120,
         description="Seconds between asking a container to stop (SIGTERM) and killing it. Default: the task "
         "definition's, or 30.",

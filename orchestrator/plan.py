@@ -36,9 +36,8 @@ class TimedSettings(Protocol):
         """Longest time of an attempt."""
 
     @property
-    def stop_grace_seconds(self) -> float:
+    def stop_grace_seconds(self) -> float | None:
         """Time between asking a container to stop and killing it."""
-        ...
 
 
 def build_plan(

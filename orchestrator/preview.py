@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zenml.entrypoints.step_entrypoint_configuration import StepEntrypointConfiguration
 from zenml.pipelines.pipeline_definition import Pipeline
 
+from orchestrator.aws_plan import command
 from orchestrator.plan import build_plan
 
 if TYPE_CHECKING:
@@ -42,20 +42,11 @@ def preview(path: str, name: str, config: str | None) -> tuple[dict[str, Any], d
     configured = pipeline.with_options(config_path=config) if config else pipeline
     configured.prepare()
     snapshot, *_ = configured._compile()  # what `Pipeline.run` does before it stores anything
-    from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorSettings
+    from orchestrator.my_aws_orchestrator_flavor import StepFunctionsOrchestratorSettings
 
-    plain = {step: LocalDockerOrchestratorSettings() for step in snapshot.step_configurations}
+    plain = {step: StepFunctionsOrchestratorSettings() for step in snapshot.step_configurations}
     plan = build_plan(snapshot, "", None, plain, {})  # pyright: ignore[reportArgumentType] (the same fields)
-    identity = {"input": "snapshot_id"}
-    return plan, {"steps": {step: {"command": _command(step, identity)} for step in snapshot.step_configurations}}
-
-
-def _command(step: str, snapshot_id: dict[str, str]) -> list[str | dict[str, str]]:
-    """The step's entrypoint, whose snapshot comes from the execution's input."""
-    marker = "00000000-0000-0000-0000-000000000000"
-    arguments = StepEntrypointConfiguration.get_entrypoint_arguments(step_name=step, snapshot_id=marker)
-    command = [*StepEntrypointConfiguration.get_entrypoint_command(), *arguments]
-    return [snapshot_id if argument == marker else argument for argument in command]
+    return plan, {"steps": {step: {"command": command(step)} for step in snapshot.step_configurations}}
 
 
 def _load(path: str) -> ModuleType:

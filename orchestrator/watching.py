@@ -120,6 +120,8 @@ class Watcher:
             logger.warning("The AWS credentials could not be renewed, trying again: %s", error)
 
     def _handle(self, event: dict[str, Any]) -> None:
+        from step_engine.console import plain
+
         kind = event["kind"]
         if kind == "attempt_started":
             task = event["details"]["task"]
@@ -127,7 +129,7 @@ class Watcher:
                 self._logs[event["step"], event["attempt"]] = (task["log_group"], task["log_stream"])
         elif kind == "task_ended":
             self._tasks.append(event)
-            self._tails[event["step"]] = event["log_tail"] or []
+            self._tails[event["step"]] = [plain(line) for line in event["log_tail"] or []]
             self._desk.do(lambda: self._publish_task(event))
         elif kind == "step_finished":
             if event["status"] == "stopped":

@@ -206,7 +206,7 @@ pub struct AttemptDetails {
     pub go_to_started: Option<Duration>,
     /// The task of ECS that it is, when it is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub task: Option<TaskDetails>,
+    pub task: Option<Box<TaskDetails>>,
 }
 
 /// A task of ECS.

@@ -460,7 +460,7 @@ class AwsSession:
             name: Its name or ARN.
 
         Returns:
-            Whether there was one.
+            False when there was none; Secrets Manager does not tell and is always true.
 
         Raises:
             AwsError: It may not be deleted.

@@ -39,6 +39,18 @@ def describe_outcome(outcome: Mapping[str, Any] | None) -> str:
     return str(kind).replace("_", " ")
 
 
+def plain(text: str) -> str:
+    """Takes the control sequences of terminals out of a text.
+
+    Args:
+        text: The text.
+
+    Returns:
+        What is left.
+    """
+    return _CONTROL.sub("", text)
+
+
 class Console:
     """Shows events of a run as they come.
 
@@ -115,7 +127,7 @@ class Console:
         kind, step = event["kind"], event.get("step", "")
         if kind == "log":
             prefix = self._prefix(step)
-            text = event["text"] if self._colour else _CONTROL.sub("", event["text"])
+            text = event["text"] if self._colour else plain(event["text"])
             lines.extend(f"{prefix}{line}\n" for line in text.rstrip("\n").split("\n"))
         elif kind == "attempt_launched":
             self._running.add(step)

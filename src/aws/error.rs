@@ -116,6 +116,12 @@ impl AwsError {
         let about = if subject.is_empty() { String::new() } else { format!(" for {subject}") };
         let end = if message.ends_with(['.', '!', '?']) { "" } else { "." };
         let hint = match code.as_str() {
+            "AccessDeniedException" if message.contains("managed-rule") => {
+                " Allow events:PutRule, events:PutTargets and events:DescribeRule to the state machine's role."
+            }
+            "AccessDeniedException" if message.contains("authorized to assume") => {
+                " Let states.amazonaws.com assume the role."
+            }
             "AccessDeniedException" | "AccessDenied" | "UnauthorizedOperation" => {
                 " Allow the action to the caller on that resource."
             }

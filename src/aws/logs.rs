@@ -37,12 +37,13 @@ pub(super) struct Follow {
     pub told: Told,
 }
 
-/// Log groups of which the user knows that they cannot be read.
+/// What the user knows already: log groups and task definitions whose logs cannot be read.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Told(Arc<Mutex<HashSet<String>>>);
 
 impl Told {
-    fn first_time(&self, group: &str) -> bool {
+    /// Whether it is not known yet; from now on it is.
+    pub(super) fn first_time(&self, group: &str) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(group.to_owned())
     }
 }

@@ -98,7 +98,7 @@ impl Session {
         Ok(format!("arn:{}:ssm:{}:{}:parameter{name}", identity.partition, identity.region, identity.account))
     }
 
-    /// Deletes a secret at once. Returns whether there was one.
+    /// Deletes a secret at once. Returns false when there was none; Secrets Manager does not tell and is always true.
     ///
     /// # Errors
     /// [`AwsError`]: it may not be deleted.

@@ -103,7 +103,9 @@ impl Session {
             return Ok(ensured(derived, arn.clone(), false));
         }
         let (found, created) = match self.read_task_definition(&derived.family).await {
-            Ok(described) => (arn_of(&described), false),
+            Ok(described) if described["taskDefinition"]["status"] == "ACTIVE" => (arn_of(&described), false),
+            // Deregistered: no execution could use it.
+            Ok(_) => (self.register(&derived).await?, true),
             // ECS has no code of its own for a family that does not exist.
             Err(error) if error.is("ClientException") => (self.register(&derived).await?, true),
             Err(error) => return Err(error.into()),

@@ -21,9 +21,11 @@ use crate::runner::{Notice, NoticeSender};
 
 /// Between looks at the history, right after something happened and when nothing did for long.
 const BUSY: Duration = Duration::from_secs(1);
-const QUIET: Duration = Duration::from_secs(10);
+const QUIET: Duration = Duration::from_secs(5);
 /// Between looks at tasks that ECS has not started.
 const TASK_LOOKS: Duration = Duration::from_secs(2);
+/// A task that was given up may take so long to end: ECS waits up to 120 seconds between SIGTERM and SIGKILL.
+const LAST_WORDS: Duration = Duration::from_secs(150);
 /// Trouble is told after so long, and ends the watching after so long.
 const TROUBLE_TOLD: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(1_800);
@@ -52,6 +54,7 @@ pub async fn watch(watch: Watch, mut cancelled: signal::Receiver<bool>, notices:
         _ = cancelled.wait_for(|cancelled| *cancelled) => Ok(()),
     };
     // Ends whoever follows a log, so that nothing comes after the end.
+    watcher.closers.shutdown().await;
     watcher.followers.shutdown().await;
     done
 }
@@ -75,6 +78,8 @@ struct Watcher {
     /// Tasks that ended while their logs are still read.
     ending: HashMap<(usize, u32), TaskInfo>,
     followers: JoinSet<(usize, u32, Vec<String>)>,
+    /// Wait for the end of tasks that were given up, and give what ECS says of it.
+    closers: JoinSet<(usize, u32, Option<Value>)>,
     told: Told,
     /// `DescribeTasks` is not allowed.
     blind: bool,
@@ -105,6 +110,7 @@ impl Watcher {
             attempts: HashMap::new(),
             ending: HashMap::new(),
             followers: JoinSet::new(),
+            closers: JoinSet::new(),
             told: Told::default(),
             blind: false,
             looked_at_tasks: None,
@@ -150,6 +156,9 @@ impl Watcher {
         }
         for change in self.tracker.settle() {
             self.on(change).await;
+        }
+        while let Some(closed) = self.closers.join_next().await {
+            self.task_is_over(closed.ok());
         }
         while let Some(ended) = self.followers.join_next().await {
             self.log_is_complete(ended.ok());
@@ -294,14 +303,14 @@ impl Watcher {
         let stream = place.as_ref().zip(task.container.as_deref().zip(task.arn.as_deref()));
         let stream = stream.and_then(|(place, (container, arn))| place.stream(container, arn));
         let details = AttemptDetails {
-            task: Some(TaskDetails {
+            task: Some(Box::new(TaskDetails {
                 arn: task.arn.clone().unwrap_or_default(),
                 cluster: task.cluster.unwrap_or_default(),
                 task_definition: task.task_definition.unwrap_or_default(),
                 container: task.container.unwrap_or_default(),
                 log_group: place.as_ref().map(|place| place.group.clone()),
                 log_stream: stream.clone(),
-            }),
+            })),
             ..AttemptDetails::default()
         };
         self.event(RunEvent::AttemptStarted { step: self.name(step), attempt: number, details });
@@ -325,15 +334,21 @@ impl Watcher {
         self.followers.spawn(async move { (step, number, follow(what).await) });
     }
 
+    /// Where a task logs to. Says once per definition why its log is not shown.
     async fn log_place(&self, task: &TaskInfo) -> Option<LogPlace> {
         let (definition, container) = (task.task_definition.as_deref()?, task.container.as_deref()?);
-        match self.watch.session.describe_task_definition(definition).await {
-            Ok(described) => log_place_of(&described["taskDefinition"], container),
-            Err(error) => {
-                self.warn("", format!("logs of tasks of {definition} are not shown: {error}"));
-                None
-            }
+        let why = match self.watch.session.describe_task_definition(definition).await {
+            Ok(described) => match log_place_of(&described["taskDefinition"], container) {
+                Some(place) if place.stream_prefix.is_some() => return Some(place),
+                Some(_) => "its log configuration has no awslogs-stream-prefix, which names the streams".to_owned(),
+                None => format!("its container `{container}` does not log to CloudWatch with the driver awslogs"),
+            },
+            Err(error) => error.to_string(),
+        };
+        if self.watch.logs && self.told.first_time(definition) {
+            self.warn("", format!("logs of tasks of {definition} are not shown: {why}"));
         }
+        None
     }
 
     async fn ended(&mut self, step: usize, error: &str) {
@@ -343,7 +358,7 @@ impl Watcher {
         }
         self.running.remove(&step);
         let state = self.tracker.step(step);
-        let (number, task) = (state.attempts, state.task.clone());
+        let (number, task, over) = (state.attempts, state.task.clone(), state.is_over());
         let outcome = task.outcome.clone().unwrap_or(Outcome::Lost { reason: "nothing is known of it".into() });
         let duration = Duration::try_from_secs_f64(state.ended_at - state.launched_at).unwrap_or_default();
         let completed = outcome.is_completed();
@@ -358,17 +373,40 @@ impl Watcher {
         match self.attempts.remove(&step) {
             Some(attempt) if attempt.followed => {
                 // Its follower tells when the log is complete.
+                let place = task.cluster.clone().zip(task.arn.clone());
                 self.ending.insert((step, number), task);
-                let _ = attempt.ended.send(true);
+                match place {
+                    Some((cluster, arn)) if !over && !self.blind => {
+                        let session = self.watch.session.clone();
+                        self.closers.spawn(async move {
+                            let said = until_stopped(&session, &cluster, &arn).await;
+                            let _ = attempt.ended.send(true);
+                            (step, number, said)
+                        });
+                    }
+                    // Fails only when the follower has given up.
+                    _ => drop(attempt.ended.send(true)),
+                }
             }
             _ => self.task_ended(step, number, &task, Vec::new()),
         }
     }
 
-    /// Takes in followers that are done.
+    /// Takes in closers and followers that are done; a task is over before its log is.
     fn reap(&mut self) {
+        while let Some(closed) = self.closers.try_join_next() {
+            self.task_is_over(closed.ok());
+        }
         while let Some(ended) = self.followers.try_join_next() {
             self.log_is_complete(ended.ok());
+        }
+    }
+
+    fn task_is_over(&mut self, closed: Option<(usize, u32, Option<Value>)>) {
+        if let Some((step, attempt, Some(said))) = closed
+            && let Some(task) = self.ending.get_mut(&(step, attempt))
+        {
+            task.learn(&said);
         }
     }
 
@@ -441,6 +479,23 @@ impl Watcher {
     fn warn(&self, step: &str, message: String) {
         self.notices.send(Notice::Warning { step: Arc::from(step), message });
     }
+}
+
+/// Waits until ECS says that a task is over; gives what it says then.
+async fn until_stopped(session: &Session, cluster: &str, arn: &str) -> Option<Value> {
+    let begun = Instant::now();
+    while begun.elapsed() < LAST_WORDS {
+        tokio::time::sleep(TASK_LOOKS).await;
+        match session.describe_tasks(cluster, &[arn.to_owned()]).await {
+            Ok(mut tasks) => match tasks.pop() {
+                Some(task) if task["lastStatus"] != "STOPPED" => {}
+                over => return over,
+            },
+            Err(error) if error.is_transient() || error.is_expired() => {}
+            Err(_) => return None,
+        }
+    }
+    None
 }
 
 /// How long AWS has not answered.

@@ -178,7 +178,7 @@ impl NoticeSender {
     }
 
     /// Nothing more is to come, whoever else still holds a sender.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         self.0.0.lock().closed = true;
         self.0.0.filled.notify_all();
     }

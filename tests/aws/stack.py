@@ -91,7 +91,7 @@ def zenml_server(tmp_path_factory: pytest.TempPathFactory, bench_server: Bench) 
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600
         while not _answers(f"{url}/health"):
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"ZenML's server did not start:\n{(folder / 'log').read_text()[-4000:]}")
@@ -181,7 +181,7 @@ class Project:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=900,
         )
         assert done.returncode == 0 or not check, f"zenml {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
@@ -200,7 +200,7 @@ class Project:
     def run(self, *arguments: str, **environment: str) -> tuple[int, str]:
         """Runs a program of the folder to its end: exit code and output."""
         process = self.start(*arguments, **environment)
-        output, _ = process.communicate(timeout=900)
+        output, _ = process.communicate(timeout=1800)
         return process.returncode, output
 
     def newest(self, pipeline: str) -> PipelineRunResponse:

@@ -45,6 +45,9 @@ def test_the_tutorial_runs_on_step_functions(aws_project: Project, bench: Bench)
     task = str(rows["trainer"][0].run_metadata["task_definition"])
     definition = bench.client("ecs").describe_task_definition(taskDefinition=task)["taskDefinition"]
     assert (definition["cpu"], definition["memory"]) == ("1024", "2048")
+    # What nobody asked to change is the template's.
+    assert definition["containerDefinitions"][0]["stopTimeout"] == 5
+    assert definition["taskRoleArn"] == aws_project.given.task_role
 
 
 def test_a_second_run_of_an_unchanged_pipeline_makes_nothing_new(aws_project: Project, bench: Bench) -> None:  # noqa: F811
@@ -82,7 +85,7 @@ def test_a_failing_step(
     assert code == 1
     assert "StepFailedError" in output
     assert "Step `broken` failed: exit code 1" in output
-    assert "broken on purpose" in output.split("Its last output:")[1]
+    assert "broken on purpose" in output.rpartition("Its last output:")[2]
     run = aws_project.newest("failing")
     assert run.status.value == "failed"
     assert aws_project.steps(run) == {"numbers": ["completed"], "broken": ["failed"], **expected}
@@ -94,7 +97,7 @@ def test_a_container_that_dies_without_a_word(aws_project: Project) -> None:  # 
     code, output = aws_project.run("aws_scenarios.py", "dying")
     assert code == 1
     assert "Step `killed` failed: killed by SIGKILL" in output
-    assert "about to be killed" in output.split("Its last output:")[1]
+    assert "about to be killed" in output.rpartition("Its last output:")[2]
     run = aws_project.newest("dying")
     assert run.status.value == "failed"
     assert aws_project.steps(run) == {"numbers": ["completed"], "killed": ["failed"]}
@@ -215,14 +218,12 @@ def test_a_schedule_is_made_changed_and_deleted(aws_project: Project, bench: Ben
     assert made["State"] == "ENABLED"
     (secret,) = [item for item in aws_project.secrets() if "/schedules/" in item]
 
-    # EventBridge Scheduler would start it like this; the bench's never acts.
-    started = bench.client("stepfunctions").start_execution(
-        stateMachineArn=made["Target"]["Arn"], name="scheduled-once", input=made["Target"]["Input"]
-    )["executionArn"]
+    # With the role that the schedule names, as EventBridge Scheduler would.
+    started = bench.fire(name)
     assert bench.wait_for(started, 300)["status"] == "SUCCEEDED"
     run = aws_project.newest("scheduled")
     assert run.status.value == "completed"
-    assert run.orchestrator_run_id == "scheduled-once"
+    assert run.orchestrator_run_id == started.rpartition(":")[2]
     assert run.run_metadata["execution_arn"] == started
     assert run.schedule is not None and run.schedule.name == "mornings"
 

@@ -234,6 +234,8 @@ def test_an_overlay_says_only_what_differs_from_the_template() -> None:
     assert plain["execution_role_arn"] == CONFIG["execution_role"]
     assert not {"cpu", "memory_mib", "gpus", "task_role_arn", "container_name", "log_configuration"} & set(plain)
     assert plain["default_log_configuration"]["options"]["awslogs-create-group"] == "true"
+    assert "stop_timeout_seconds" not in plain
+    assert overlay(settings=StepFunctionsOrchestratorSettings(stop_grace_seconds=5))["stop_timeout_seconds"] == 5
     own = overlay(config=config(log_group="/mine"), size={"cpu_units": 512, "memory_mib": 1024}, gpus=1)
     assert own["log_configuration"]["options"]["awslogs-group"] == "/mine"
     assert "default_log_configuration" not in own

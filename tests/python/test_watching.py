@@ -29,7 +29,7 @@ STARTED = {
     "attempt": 1,
     "details": {"task": {"log_group": "/g", "log_stream": "s/c/1"}},
 }
-ENDED = {"kind": "task_ended", "step": "a", "attempt": 1, "log_tail": ["one", "two"], **TASK}
+ENDED = {"kind": "task_ended", "step": "a", "attempt": 1, "log_tail": ["\x1b[37mone\x1b[0m", "two"], **TASK}
 
 
 def finished(status: str) -> dict[str, Any]:

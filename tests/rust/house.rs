@@ -11,7 +11,7 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
     ("asl", &["plan"], &[]),
     ("runner", &["schedule", "plan", "event"], &["tokio", "bytes"]),
     ("docker", &["runner", "plan", "event"], &["tokio", "bytes", "bollard"]),
-    ("aws", &["runner", "asl", "plan", "event"], &["tokio", "bytes", "aws_sdk_"]),
+    ("aws", &["runner", "asl", "plan", "event"], &["tokio", "bytes", "aws_sdk_", "aws_config", "aws_smithy_"]),
     (
         "python",
         &["event", "plan", "schedule", "asl", "runner", "docker", "aws"],
@@ -20,7 +20,7 @@ const TABLE: &[(&str, &[&str], &[&str])] = &[
 ];
 
 /// External crates that only the modules above may name.
-const RESERVED: &[&str] = &["tokio", "bytes", "bollard", "aws_sdk_", "pyo3", "pythonize"];
+const RESERVED: &[&str] = &["tokio", "bytes", "bollard", "aws_sdk_", "aws_config", "aws_smithy_", "pyo3", "pythonize"];
 
 /// Paths that read a clock, the network, files or randomness; the pure modules name none of them.
 const IMPURE: &[&str] = &["std::fs", "std::net", "std::env", "std::process", "std::thread", "SystemTime", "Instant"];
@@ -64,7 +64,7 @@ fn wrongs(module: &str, depth: usize, text: &str) -> Vec<String> {
             let names = |line: &str| {
                 line.match_indices(*name).any(|(at, _)| {
                     let before = line[..at].chars().next_back();
-                    let after = line[at + name.len()..].trim_start_matches(|c: char| c.is_alphanumeric());
+                    let after = line[at + name.len()..].trim_start_matches(|c: char| c.is_alphanumeric() || c == '_');
                     !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':') && after.starts_with("::")
                 })
             };
@@ -129,6 +129,9 @@ fn wrong_imports_are_found() {
         ("runner", 1, "use bollard::Docker;"),
         ("schedule", 1, "let x = tokio::time::sleep(d);"),
         ("aws", 1, "use pyo3::prelude::*;"),
+        ("aws", 1, "use crate::schedule::Scheduler;"),
+        ("runner", 1, "use aws_smithy_types::DateTime;"),
+        ("python", 1, "aws_config::load_from_env();"),
         ("plan", 1, "use std::time::Instant;"),
         ("asl", 1, "std::thread::Builder::new();"),
         ("unheard_of", 1, ""),
@@ -143,6 +146,7 @@ fn wrong_imports_are_found() {
         ("runner", 1, "use tokio::time::Instant;"),
         ("plan", 1, "// as crate::runner does with tokio::time"),
         ("aws", 1, "use aws_sdk_sfn::Client;"),
+        ("aws", 1, "use aws_smithy_types::DateTime;"),
         ("runner", 0, "pub(crate) mod x;"),
     ] {
         assert_eq!(wrongs(module, depth, line), [""; 0], "{module}: {line}");

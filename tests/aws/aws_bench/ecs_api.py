@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import defaultdict
 from typing import Any
 
@@ -44,7 +45,9 @@ def register_task_definition(
     if not lock.acquire(blocking=False):
         raise ecs.EcsClientException("Too many concurrent attempts to create a new revision of the specified family.")
     try:
-        return _register(self, family, container_definitions, **given)
+        definition = _register(self, family, container_definitions, **given)
+        definition.registered_at = time.time()
+        return definition
     finally:
         lock.release()
 

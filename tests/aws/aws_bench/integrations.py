@@ -9,6 +9,7 @@ from botocore.exceptions import ClientError
 from moto.stepfunctions.parser import api
 from moto.stepfunctions.parser.asl.component.common.error_name import failure_event
 from moto.stepfunctions.parser.asl.component.state.exec.state_task.service import (
+    state_task_service_aws_sdk,
     state_task_service_callback,
     state_task_service_ecs,
     state_task_service_sfn,
@@ -17,6 +18,9 @@ from moto.stepfunctions.parser.asl.eval.event.event_detail import EventDetails
 from moto.stepfunctions.parser.asl.utils.encoding import to_json_str
 
 from aws_bench.interpreter import error_name
+
+# Beginning of the errors of `aws-sdk:s3` states, such as `S3.NoSuchKeyException`.
+state_task_service_aws_sdk._SERVICE_ERROR_NAMES["s3"] = "S3"
 
 Callback = state_task_service_callback.StateTaskServiceCallback
 Ecs = state_task_service_ecs.StateTaskServiceEcs

@@ -19,6 +19,7 @@ DOCKER = DockerSettings(
 )
 MODE = ExecutionMode(os.environ.get("TEST_MODE", "continue_on_failure"))
 SETTINGS = {"docker": DOCKER}
+NAME = os.environ.get("TEST_PIPELINE_NAME")
 
 
 @step(enable_cache=False)
@@ -80,7 +81,7 @@ def tells_secrets() -> Annotated[str, "seen"]:
     return ";".join(f"{name}={hashlib.sha256(os.environ.get(name, '').encode()).hexdigest()[:8]}" for name in names)
 
 
-@pipeline(settings=SETTINGS)
+@pipeline(name=NAME, settings=SETTINGS)
 def chain() -> None:
     total(numbers())
 
@@ -103,7 +104,7 @@ def retried() -> None:
     second_time(numbers())
 
 
-@pipeline(settings=SETTINGS)
+@pipeline(name=NAME, settings=SETTINGS)
 def waiting() -> None:
     after(slow(numbers()))
 

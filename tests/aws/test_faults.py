@@ -1,0 +1,122 @@
+"""What goes wrong between a client and AWS, with real pipelines on the bench."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from bench_client import Bench
+from stack import Project, aws_project, parent_image, until, zenml_server  # noqa: F401 (fixtures)
+
+
+@pytest.mark.parametrize(
+    ("action", "calls"),
+    [
+        ("ecs:DescribeTaskDefinition", 0),
+        ("ecs:RegisterTaskDefinition", 0),
+        ("states:CreateStateMachine", 0),
+        ("secretsmanager:CreateSecret", 0),
+        ("states:StartExecution", 1),
+    ],
+)
+def test_a_missing_permission_is_named(aws_project: Project, bench: Bench, action: str, calls: int) -> None:  # noqa: F811
+    # A pipeline of its own for each, so that everything is still to be made.
+    pipeline = f"denied_{action.partition(':')[2]}"
+    bench.deny(action)
+    code, output = aws_project.run("aws_scenarios.py", "chain", TEST_PIPELINE_NAME=pipeline)
+    assert code == 1
+    assert action in " ".join(output.replace("│", " ").split()), output
+    assert aws_project.newest(pipeline).status.value == "failed"
+    assert bench.calls().get("states:StartExecution", 0) >= calls
+    assert not [name for name in aws_project.secrets() if "/runs/" in name]
+
+
+def test_throttling_and_a_lost_answer_start_nothing_twice(aws_project: Project, bench: Bench) -> None:  # noqa: F811
+    bench.throttle("states:*")
+    bench.throttle("ecs:*")
+    bench.throttle("secretsmanager:*")
+    bench.lose_reply("states:StartExecution")
+    code, output = aws_project.run("aws_scenarios.py", "chain", TEST_PIPELINE_NAME="throttled")
+    assert code == 0, output
+    run = aws_project.newest("throttled")
+    assert run.status.value == "completed"
+    machine = aws_project.execution(run)["stateMachineArn"]
+    assert len(bench.client("stepfunctions").list_executions(stateMachineArn=machine)["executions"]) == 1
+
+
+def test_two_clients_submit_the_same_pipeline_at_once(aws_project: Project, bench: Bench) -> None:  # noqa: F811
+    names = [aws_project.start("aws_scenarios.py", "chain", TEST_PIPELINE_NAME="together") for _ in range(2)]
+    outputs = [process.communicate(timeout=600)[0] for process in names]
+    assert [process.returncode for process in names] == [0, 0], outputs
+    machines = bench.client("stepfunctions").list_state_machines()["stateMachines"]
+    assert len([machine for machine in machines if machine["name"].startswith("together-")]) == 1
+
+
+def started(project: Project, pipeline: str) -> tuple[object, str]:
+    """A client that watches a run whose step `slow` has begun, and what it wrote until then."""
+    process = project.start("aws_scenarios.py", "waiting", TEST_PIPELINE_NAME=pipeline)
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if "slow begins" in line:
+            return process, seen
+    raise AssertionError(seen)
+
+
+def test_a_task_that_aws_takes_away(aws_project: Project, bench: Bench) -> None:  # noqa: F811
+    process, _ = started(aws_project, "taken")
+    (task,) = bench.client("ecs").list_tasks(cluster=aws_project.given.cluster_arn)["taskArns"]
+    bench.stop_task(task)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Step `slow` failed" in output
+    run = aws_project.newest("taken")
+    assert run.status.value == "failed"
+    assert aws_project.steps(run) == {"numbers": ["completed"], "slow": ["failed"]}
+    (row,) = aws_project.rows(run)["slow"]
+    assert "Spot" in str(row.run_metadata["stopped_reason"])
+
+
+def test_an_execution_that_somebody_aborts_in_the_console(
+    aws_project: Project,  # noqa: F811
+    bench: Bench,
+    until: Callable[..., None],  # noqa: F811
+) -> None:
+    process, _ = started(aws_project, "aborted")
+    run = aws_project.newest("aborted")
+    bench.client("stepfunctions").stop_execution(executionArn=str(run.run_metadata["execution_arn"]), cause="console")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "RunInterruptedError" in output
+    until(lambda: not bench.containers(), "the end of the task")
+    ended = aws_project.newest("aborted")
+    assert ended.status.value == "stopped"
+    assert aws_project.steps(ended)["slow"][0] in ("stopped", "failed")
+
+
+def test_the_service_connector_gives_the_credentials(aws_project: Project, bench: Bench) -> None:  # noqa: F811
+    """A user's key is in the connector only: neither client nor tasks have another way to AWS."""
+    key = bench.user([{"Effect": "Allow", "Action": "*", "Resource": "*"}])
+    aws_project.zenml(
+        *["service-connector", "register", "aws_explicit", "--type", "aws", "--auth-method", "secret-key"],
+        *["--region=us-east-1", f"--aws_access_key_id={key.access_key}", f"--aws_secret_access_key={key.secret_key}"],
+        "--no-verify",
+    )
+    aws_project.zenml("orchestrator", "connect", f"sf_{aws_project.name}", "--connector", "aws_explicit")
+    aws_project.zenml(
+        *["artifact-store", "connect", f"s3_{aws_project.name}", "--connector", "aws_explicit"],
+        *["--resource-id", f"s3://{aws_project.given.bucket}"],
+    )
+    try:
+        without = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+        with bench.enforced_policies():
+            code, output = aws_project.run("aws_scenarios.py", "chain", TEST_PIPELINE_NAME="connected", **without)
+        assert code == 0, output
+        assert aws_project.newest("connected").status.value == "completed"
+    finally:
+        aws_project.zenml("orchestrator", "disconnect", f"sf_{aws_project.name}")
+        aws_project.zenml("artifact-store", "disconnect", f"s3_{aws_project.name}")
+    everything = json.dumps(bench.dump(), default=str)
+    assert key.secret_key not in everything
