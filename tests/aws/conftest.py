@@ -112,3 +112,8 @@ def prerequisites(bench_server: Bench, step_image: str) -> Prerequisites:
         security_group_ids=[group],
         bucket="zenml-artifacts",
     )
+
+
+# Fixtures of the ZenML side, which need those above. Imported here and nowhere else: a fixture that two test modules import
+# is two fixtures.
+from stack import aws_project, parent_image, until, zenml_server  # noqa: E402, F401

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from account import ROLES, Account, account, as_developer, become, needed, target_of
-from bench_client import ACCOUNT, Bench
+from account import REGISTRY, ROLES, Account, account, as_developer, become, needed, target_of
+from bench_client import ACCOUNT, HERE, Bench
 from step_engine.cli import main
 from step_engine.doctor import Examination, Finding, Target
 from step_engine.errors import AwsError
@@ -174,6 +178,33 @@ def test_json_has_every_finding(as_developer: Account, capsys: pytest.CaptureFix
     assert main(["doctor", "--json", *flags(target)]) == 1
     found = json.loads(capsys.readouterr().out)
     assert {finding["status"] for finding in found} == {"ok", "missing"}
+
+
+def test_a_stack_of_zenml_is_examined(as_developer: Account, tmp_path: Path) -> None:
+    """With the values that the template's outputs give to ZenML's commands."""
+    words = shlex.split(as_developer.outputs["RegisterOrchestrator"])
+    config = dict(word[2:].split("=", 1) for word in words if word.startswith("--"))
+    for name in ("subnet_ids", "security_group_ids"):
+        config[name] = json.loads(config[name])
+    given = {"orchestrator": config, "path": f"s3://{as_developer.target.bucket}/here", "uri": REGISTRY}
+    environment = os.environ | {
+        "ZENML_CONFIG_PATH": str(tmp_path),
+        "ZENML_ANALYTICS_OPT_IN": "false",
+        "ZENML_ENABLE_REPO_INIT_WARNINGS": "false",
+        "ZENML_LOGGING_VERBOSITY": "ERROR",
+    }
+    done = subprocess.run(
+        [sys.executable, str(HERE / "project/register_and_examine.py")],
+        input=json.dumps(given),
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0 and "Nothing is missing." in done.stdout, done.stdout + done.stderr
+    assert "There is no stack `none`" in done.stderr
+    assert "The stack `default` runs pipelines elsewhere" in done.stderr
 
 
 def test_without_boto3_or_credentials_it_says_so(

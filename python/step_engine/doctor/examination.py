@@ -257,11 +257,13 @@ class Examination:
         findings = []
         if self._task_role:
             roles.insert(1, (self._task_role, "The task role", statements.TASKS, statements.of_task_role(target)))
-        else:
+        elif self._template:
             fix = "Set task_role, or taskRoleArn in the task definition (infra/aws/step-engine.yaml has one)."
             findings.append(
                 Finding("missing", "Tasks have no role, so they reach neither the bucket nor the run's secret.", fix)
             )
+        else:
+            findings.append(Finding("unknown", "Which role tasks have cannot be seen without the task definition."))
         for arn, who, service, needed in roles:
             wrong = permissions.trust(account, arn, who, service)
             findings += wrong
