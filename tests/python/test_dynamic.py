@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
+from step_engine import read_run
 
 if TYPE_CHECKING:
     from conftest import Project
@@ -40,6 +41,11 @@ def test_maps_conditions_retries_commands_and_resources(project: Project) -> Non
     assert metadata["outcome"] == "completed"
     assert metadata["container_id"]
     assert (run.log_directory / "lucky.2.log").exists()
+    # The journal leads to the same steps.
+    record = read_run(str(run.log_directory))
+    assert record is not None
+    assert set(record["steps"]) == {"orchestration", "lucky", "map:double:0", "map:double:1", "CommandStep"}
+    assert record["summary"]["status"] == "completed"
 
 
 def test_a_failure_stops_what_runs_when_the_mode_says_so(project: Project) -> None:
