@@ -100,6 +100,13 @@ class DynamicRunPublisher(RunPublisher):
         if row is not None:
             self._end([row], "failed")
 
+    def fail_unfinished(self) -> None:
+        """Counts attempts that ran under a dead owner as failed ones: what is left of them was removed."""
+        for run_id in [self.pipeline_run_id, *self._unfinished_children()]:
+            for row in self._unfinished_rows(run_id):
+                if row.status != ExecutionStatus.RETRYING:
+                    self._quietly(partial(publish_failed_step_run, row.id))
+
     def finish(self, status: str, reason: str | None) -> None:
         """Brings the run to its end, with its steps and the runs below it, as far as they did not do so themselves.
 

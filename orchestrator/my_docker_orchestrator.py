@@ -166,6 +166,7 @@ class LocalDockerOrchestrator(IsolatedSteps):
         from step_engine import DockerEngine
 
         from orchestrator.dynamic_job import dynamic_job
+        from orchestrator.dynamic_publishing import DynamicRunPublisher
         from orchestrator.images import Pins
         from orchestrator.publishing import set_orchestrator_run_id
 
@@ -178,6 +179,10 @@ class LocalDockerOrchestrator(IsolatedSteps):
             set_orchestrator_run_id(placeholder_run.id, run_id)
         else:
             set_aside(run_id)
+            # What a dead owner left running has nobody to ask, and two orchestrations of a run must not be.
+            engine.stop_run(run_id, force=True)
+            engine.clear_run(run_id)
+            DynamicRunPublisher(placeholder_run.id, self.id).fail_unfinished()
         settings = cast(LocalDockerOrchestratorSettings, self.get_settings(snapshot))
         info = engine.info()
         job = {

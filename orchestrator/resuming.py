@@ -64,8 +64,7 @@ def resume(directory: str) -> None:
     if snapshot.is_dynamic:
         raise StepEngineError(
             f"Run {run_id} is dynamic: its orchestration goes on by itself as far as it can. Once its containers are "
-            f"gone, `zenml pipeline runs refresh {run_id}` ends it, and `zenml pipeline runs retry {run_id}` runs what "
-            "is left."
+            f"gone, `zenml pipeline runs refresh {run_id}` ends it, and `zenml pipeline runs retry {run_id}` goes on."
         )
     stack = Stack.from_model(run.stack)
     orchestrator = stack.orchestrator

@@ -127,16 +127,16 @@ def restarted() -> None:
 
 
 @step(runtime="isolated")
-def needs_a_file() -> int:
-    if not Path("/scratch/the-file").exists():
-        raise ValueError("the file is missing")
+def follows() -> int:
     return 1
 
 
 @pipeline(dynamic=True, enable_cache=False, settings=SETTINGS)
 def retried() -> None:
     counted()
-    needs_a_file()
+    if not Path("/scratch/the-file").exists():
+        raise RuntimeError("the file is missing")
+    follows()
 
 
 def _asks(request: bytes) -> str:

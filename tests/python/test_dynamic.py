@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
+from step_engine import read_run
 
 if TYPE_CHECKING:
     from conftest import Project
@@ -40,6 +41,11 @@ def test_maps_conditions_retries_commands_and_resources(project: Project) -> Non
     assert metadata["outcome"] == "completed"
     assert metadata["container_id"]
     assert (run.log_directory / "lucky.2.log").exists()
+    # The journal leads to the same steps.
+    record = read_run(str(run.log_directory))
+    assert record is not None
+    assert set(record["steps"]) == {"orchestration", "lucky", "map:double:0", "map:double:1", "CommandStep"}
+    assert record["summary"]["status"] == "completed"
 
 
 def test_a_failure_stops_what_runs_when_the_mode_says_so(project: Project) -> None:
@@ -94,22 +100,22 @@ def test_an_orchestration_that_is_killed_goes_on_where_it_was(project: Project) 
     assert "orchestration | -- attempt 2" in output
 
 
-def test_zenmls_retry_runs_what_is_left_of_a_failed_run(project: Project) -> None:
+def test_zenmls_retry_goes_on_with_a_failed_run(project: Project) -> None:
     counted = project.scratch / "counted"
     counted.unlink(missing_ok=True)
     code, output = project.run("retried", module=MODULE)
     run = project.ended("retried")
     assert (code != 0, run.status) == (True, "failed"), output
+    assert "RuntimeError: the file is missing" in output
     (project.scratch / "the-file").touch()
     project.zenml("pipeline", "runs", "retry", str(run.run.id))
     again = project.ended("retried")
     assert (again.run.id, again.status, again.containers) == (run.run.id, "completed", [])
-    assert again.attempts["needs_a_file"][-1] == "completed"
-    assert again.attempts["counted"] == ["completed"]
+    assert again.attempts == {"counted": ["completed"], "follows": ["completed"]}
     assert counted.read_text() == "x", "it ran once"
     # What the first owner left is still there, the logs of the second one beside it.
-    assert list(again.log_directory.glob("earlier-1/needs_a_file.1.log"))
-    assert (again.log_directory / "needs_a_file.1.log").exists()
+    assert list(again.log_directory.glob("earlier-1/counted.1.log"))
+    assert (again.log_directory / "follows.1.log").exists()
 
 
 def test_what_was_not_said_before_the_run_is_refused(project: Project) -> None:
