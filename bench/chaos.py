@@ -49,8 +49,13 @@ def main() -> int:
     arguments = parser.parse_args()
     good: collections.Counter[str] = collections.Counter()
     bad: collections.Counter[str] = collections.Counter()
-    with tempfile.TemporaryDirectory(prefix="step-engine-chaos-", ignore_cleanup_errors=True) as folder:
-        chaos = Chaos(Path(folder), arguments.image, arguments.steps)
+    # Whoever ends this script ends what it has started.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="step-engine-chaos-", ignore_cleanup_errors=True)
+        )
+        chaos = stack.enter_context(contextlib.closing(Chaos(Path(folder), arguments.image, arguments.steps)))
         chaos.child("setup")
         for at in range(arguments.runs):
             # Every fault in both isolation modes.
@@ -93,6 +98,7 @@ class Chaos:
         for name in ("chaos_child.py", "chaos_steps.py"):
             shutil.copy(ROOT / "bench" / name, self._sources)
         self._config = folder / "config"
+        self._processes: list[subprocess.Popen] = []
         kept = {key: value for key, value in os.environ.items() if not key.startswith("ZENML_")}
         self._environment = kept | {"ZENML_CONFIG_PATH": str(self._config), "ZENML_ANALYTICS_OPT_IN": "false"}
         zenml = Path(sys.executable).with_name("zenml")
@@ -158,6 +164,16 @@ class Chaos:
         self._start("gc", "--older-than", "0", program="step-engine").communicate(timeout=RUN_SECONDS)
         return [path.name for path in self._runs()]
 
+    def close(self) -> None:
+        """Ends whatever is left of processes and containers."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        for run in self._runs():
+            if left := self._containers(run.name):
+                subprocess.run(["docker", "rm", "-f", *left], check=False, capture_output=True)
+
     # Faults: what to do, and a word for it.
 
     def _owner(self, run: Path, owner: subprocess.Popen, chance: random.Random) -> str:
@@ -190,7 +206,7 @@ class Chaos:
     def _start(self, *arguments: str, program: str = "", output: object = subprocess.PIPE) -> subprocess.Popen:
         python = [sys.executable, "-u", "chaos_child.py"]
         command = [str(Path(sys.executable).with_name(program))] if program else python
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*command, *arguments],
             cwd=self._sources,
             env=self._environment,
@@ -198,6 +214,8 @@ class Chaos:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self._processes.append(process)
+        return process
 
     def _until(self, condition, owner: subprocess.Popen, what: str, *, or_end: bool = False):
         deadline = time.monotonic() + RUN_SECONDS

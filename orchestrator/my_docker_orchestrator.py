@@ -443,20 +443,30 @@ class LocalDockerOrchestrator(IsolatedSteps):
         rows = Client().list_run_steps(pipeline_run_id=run.id, exclude_retried=True, size=1000, hydrate=False)
         steps = {row.name: row.status for row in rows.items}
         engine = DockerEngine()
-        if owner_is_alive(run_id) is not False or any(
-            # Without an owner nobody starts one that was only created.
-            container["state"] == "running"
-            for container in engine.containers(run_id)
-        ):
-            return run.status, (steps if include_steps else None)
         is_dynamic = run.snapshot is not None and run.snapshot.is_dynamic
-        if not is_dynamic and is_resumable(run_directory(run_id)) and run.status != ExecutionStatus.STOPPING:
+        alive = owner_is_alive(run_id)
+        waits = (
+            not is_dynamic
+            and alive is False
+            and run.status != ExecutionStatus.STOPPING
+            and is_resumable(run_directory(run_id))
+        )
+        if waits:
             logger.warning(
                 "The process that drove the run is dead. `step-engine resume %s` goes on with it; `zenml pipeline runs "
                 "stop %s` gives it up.",
                 run_id,
                 run_id,
             )
+        if (
+            waits
+            or alive is not False
+            or any(
+                # Without an owner nobody starts one that was only created.
+                container["state"] == "running"
+                for container in engine.containers(run_id)
+            )
+        ):
             return run.status, (steps if include_steps else None)
         engine.clear_run(run_id)
         # Nobody drives the run and nothing of it runs: what is unfinished will never finish.

@@ -92,14 +92,14 @@ def test_workers_do_not_survive_a_killed_client(
     until(marker.exists, "the step to run", 120)
     label = str(ended("abandoned").run.orchestrator_run_id)
     if isolation == "container":
-        until(lambda: len(alive(label)) == 2, "a worker to warm up", 15)
+        until(lambda: len(alive(label)) == 2, "a worker to warm up", 60)
     process.kill()
     process.wait()
     try:
         until(lambda: len(alive(label)) <= 1, "the worker to end", 10)
         # The step itself goes on to its end, as in any container.
         until(lambda: ended("abandoned").attempts["lasts"] == ["completed"], "the step to end")
-        until(lambda: not alive(label), "the last container to end", 10)
+        until(lambda: not alive(label), "the last container to end", 60)
         told = project.zenml("pipeline", "runs", "refresh", label)
         assert f"`step-engine resume {label}` goes on with it" in " ".join(told.split())
         assert ended("abandoned").status == "running"

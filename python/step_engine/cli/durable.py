@@ -13,7 +13,7 @@ from pathlib import Path
 
 from step_engine.cli.runs import LOOK_SECONDS, RESUME_HINT, Run, add_config_path, all_runs, find, print_table, root
 from step_engine.errors import RunOwnedError, StepEngineError
-from step_engine.lease import refuse_living
+from step_engine.lease import owner_lives, refuse_living
 
 _SHOWN_BYTES = 2000
 """So much of the output that running steps have written by now is shown at first."""
@@ -186,6 +186,13 @@ def _detach(run: Run) -> int:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    # Only now is it certain that somebody goes on with it.
+    while not owner_lives(run.directory):
+        if process.poll() is not None:
+            text = output_path.read_text(errors="replace").rstrip()
+            print(text.rsplit("\n", 1)[-1], file=sys.stderr)
+            return int(process.returncode != 0)
+        time.sleep(LOOK_SECONDS)
     print(f"The run goes on in the background (process {process.pid}). Watch it: step-engine attach {run.name}")
     print(f"What the process says is in {output_path}.")
     return 0
@@ -247,7 +254,6 @@ def stop(options: argparse.Namespace) -> int:
 
 def _stop_through_owner(run: Run, options: argparse.Namespace) -> int:
     from step_engine import orders
-    from step_engine.lease import owner_lives
 
     def give(order: str) -> None:
         try:
@@ -289,7 +295,7 @@ def gc(options: argparse.Namespace) -> int:
         StepEngineError: The engine does not answer.
     """
     from step_engine import DockerEngine
-    from step_engine.lease import Lease, owner_lives
+    from step_engine.lease import Lease
 
     engine = DockerEngine()
     rows, failed = [["RUN", "STATUS", "CONTAINERS", "FOLDER"]], False
