@@ -26,6 +26,8 @@ const QUIET: Duration = Duration::from_secs(5);
 const TASK_LOOKS: Duration = Duration::from_secs(2);
 /// A task that was given up may take so long to end: ECS waits up to 120 seconds between SIGTERM and SIGKILL.
 const LAST_WORDS: Duration = Duration::from_secs(150);
+/// How often a task definition is asked for while AWS does not answer or the credentials have expired.
+const DEFINITION_TRIES: u32 = 24;
 /// Trouble is told after so long, and ends the watching after so long.
 const TROUBLE_TOLD: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(1_800);
@@ -337,7 +339,16 @@ impl Watcher {
     /// Where a task logs to. Says once per definition why its log is not shown.
     async fn log_place(&self, task: &TaskInfo) -> Option<LogPlace> {
         let (definition, container) = (task.task_definition.as_deref()?, task.container.as_deref()?);
-        let why = match self.watch.session.describe_task_definition(definition).await {
+        let mut described = self.watch.session.describe_task_definition(definition).await;
+        for _ in 0..DEFINITION_TRIES {
+            match &described {
+                // Nothing else can be asked for meanwhile either.
+                Err(error) if error.is_transient() || error.is_expired() => tokio::time::sleep(QUIET).await,
+                _ => break,
+            }
+            described = self.watch.session.describe_task_definition(definition).await;
+        }
+        let why = match described {
             Ok(described) => match log_place_of(&described["taskDefinition"], container) {
                 Some(place) if place.stream_prefix.is_some() => return Some(place),
                 Some(_) => "its log configuration has no awslogs-stream-prefix, which names the streams".to_owned(),

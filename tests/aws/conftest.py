@@ -145,3 +145,8 @@ def small_image(ecr_registry: str, step_image: str) -> Iterator[str]:
     from account import push_small_image
 
     yield from push_small_image(ecr_registry, step_image)
+
+
+# Fixtures of the ZenML side, which need those above. Imported here and nowhere else: a fixture that two test modules import
+# is two fixtures.
+from stack import aws_project, parent_image, until, zenml_server  # noqa: E402, F401

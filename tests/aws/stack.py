@@ -70,6 +70,7 @@ def zenml_server(tmp_path_factory: pytest.TempPathFactory, bench_server: Bench) 
     It makes the credentials of service connectors, so it must find the bench; it has none of its own.
     """
     folder = tmp_path_factory.mktemp("server")
+    (folder / "test").mkdir()
     os.environ["ZENML_CONFIG_PATH"] = str(folder / "test")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from bench_client import Bench
-from stack import Project, aws_project, parent_image, until, zenml_server  # noqa: F401 (fixtures)
+from stack import Project
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from stack import Project, aws_project, parent_image, until, zenml_server  # noq
         ("states:StartExecution", 1),
     ],
 )
-def test_a_missing_permission_is_named(aws_project: Project, bench: Bench, action: str, calls: int) -> None:  # noqa: F811
+def test_a_missing_permission_is_named(aws_project: Project, bench: Bench, action: str, calls: int) -> None:
     # A pipeline of its own for each, so that everything is still to be made.
     pipeline = f"denied_{action.partition(':')[2]}"
     bench.deny(action)
@@ -32,7 +32,7 @@ def test_a_missing_permission_is_named(aws_project: Project, bench: Bench, actio
     assert not [name for name in aws_project.secrets() if "/runs/" in name]
 
 
-def test_throttling_and_a_lost_answer_start_nothing_twice(aws_project: Project, bench: Bench) -> None:  # noqa: F811
+def test_throttling_and_a_lost_answer_start_nothing_twice(aws_project: Project, bench: Bench) -> None:
     bench.throttle("states:*")
     bench.throttle("ecs:*")
     bench.throttle("secretsmanager:*")
@@ -45,7 +45,7 @@ def test_throttling_and_a_lost_answer_start_nothing_twice(aws_project: Project, 
     assert len(bench.client("stepfunctions").list_executions(stateMachineArn=machine)["executions"]) == 1
 
 
-def test_two_clients_submit_the_same_pipeline_at_once(aws_project: Project, bench: Bench) -> None:  # noqa: F811
+def test_two_clients_submit_the_same_pipeline_at_once(aws_project: Project, bench: Bench) -> None:
     names = [aws_project.start("aws_scenarios.py", "chain", TEST_PIPELINE_NAME="together") for _ in range(2)]
     outputs = [process.communicate(timeout=600)[0] for process in names]
     assert [process.returncode for process in names] == [0, 0], outputs
@@ -65,7 +65,7 @@ def started(project: Project, pipeline: str) -> tuple[object, str]:
     raise AssertionError(seen)
 
 
-def test_a_task_that_aws_takes_away(aws_project: Project, bench: Bench) -> None:  # noqa: F811
+def test_a_task_that_aws_takes_away(aws_project: Project, bench: Bench) -> None:
     process, _ = started(aws_project, "taken")
     (task,) = bench.client("ecs").list_tasks(cluster=aws_project.given.cluster_arn)["taskArns"]
     bench.stop_task(task)
@@ -80,9 +80,9 @@ def test_a_task_that_aws_takes_away(aws_project: Project, bench: Bench) -> None:
 
 
 def test_an_execution_that_somebody_aborts_in_the_console(
-    aws_project: Project,  # noqa: F811
+    aws_project: Project,
     bench: Bench,
-    until: Callable[..., None],  # noqa: F811
+    until: Callable[..., None],
 ) -> None:
     process, _ = started(aws_project, "aborted")
     run = aws_project.newest("aborted")
@@ -96,7 +96,7 @@ def test_an_execution_that_somebody_aborts_in_the_console(
     assert aws_project.steps(ended)["slow"][0] in ("stopped", "failed")
 
 
-def test_the_service_connector_gives_the_credentials(aws_project: Project, bench: Bench) -> None:  # noqa: F811
+def test_the_service_connector_gives_the_credentials(aws_project: Project, bench: Bench) -> None:
     """A user's key is in the connector only: neither client nor tasks have another way to AWS."""
     key = bench.user([{"Effect": "Allow", "Action": "*", "Resource": "*"}])
     aws_project.zenml(

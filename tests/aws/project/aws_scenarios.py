@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Annotated
 
 from zenml import pipeline, step
@@ -129,7 +129,11 @@ def main() -> None:
     if name == "scheduled":
         scheduled.with_options(schedule=Schedule(name=sys.argv[2], cron_expression="0 8 * * 1-5"))()
     elif name == "interval":
-        scheduled.with_options(schedule=Schedule(name=sys.argv[2], interval_second=timedelta(seconds=90)))()
+        scheduled.with_options(
+            schedule=Schedule(
+                name=sys.argv[2], interval_second=timedelta(seconds=90), start_time=datetime.now(timezone.utc)
+            )
+        )()
     else:
         globals()[name]()
 
