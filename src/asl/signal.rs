@@ -11,7 +11,8 @@
 //! `over` is a fact: it holds across a redrive. A token belongs to one attempt of one waiter: its key ends with the count of redrives,
 //! so a redriven upstream never finds an old one. Should both sides pass each other (the waiter looked before `over` was put and put its token
 //! after the upstream had looked), the waiter looks again when its wait times out: after `recheck_seconds`, then after twice as long each
-//! time, so that a waiter of a week looks nine times. Nothing is ever lost, and no loss more than doubles a wait.
+//! time, so that a waiter of a week looks nine times. Nothing is ever lost; a missed signal costs at most what was waited before it and
+//! `recheck_seconds`.
 
 use super::limits::{ITEM_EVENTS, MAP_EVENTS, PLAIN_EVENTS, REQUEST_EVENTS};
 use super::options::{AslOptions, SignalStore};
@@ -146,16 +147,12 @@ impl Signals<'_> {
             result_path: ResultPath::Discard,
             next: longer_name.clone(),
         });
-        let interval = |seconds: Template| Template::Object(vec![("seconds", seconds)]);
-        let pass = |seconds, next: &String| {
-            State::Pass(Pass {
-                parameters: interval(seconds),
-                result_path: ResultPath::At("$.w"),
-                then: Then::Next(next.clone()),
-            })
+        let interval = |seconds| {
+            let parameters = Template::Object(vec![("seconds", seconds)]);
+            State::Pass(Pass { parameters, result_path: ResultPath::At("$.w"), then: Then::Next(look_name.clone()) })
         };
-        let first = pass(Template::Number(self.options.recheck_seconds.cast_signed()), &look_name);
-        let longer = pass(Template::expression("States.MathAdd($.w.seconds, $.w.seconds)"), &look_name);
+        let first = interval(Template::Number(self.options.recheck_seconds.cast_signed()));
+        let longer = interval(Template::expression("States.MathAdd($.w.seconds, $.w.seconds)"));
         let mut states = Vec::new();
         if let Some(otherwise) = otherwise {
             let signal = |expression: &str| Template::Object(vec![("signal", Template::expression(expression))]);
