@@ -27,7 +27,7 @@ test: check setup base-image test-rust test-python test-aws ## Set everything up
 
 test-rust: ## Tests of the Rust core, the Docker ones on the real engine
 	cargo test --locked --no-default-features
-	cargo test --locked --no-default-features --features docker
+	cargo test --locked --no-default-features --features docker,aws
 
 test-python: setup base-image ## Tests of the Python side, on a real engine and real pipelines
 	$(VENV)/bin/python -m pytest
