@@ -147,6 +147,8 @@ class Project:
             "ecs_cluster_arn": given.cluster_arn,
             "ecs_task_definition_arn": given.task_definition_arn,
             "execution_role": given.execution_role,
+            "state_machine_role": given.state_machine_role,
+            "scheduler_role": given.scheduler_role,
             "subnet_ids": '["' + '", "'.join(given.subnet_ids) + '"]',
             "security_group_ids": '["' + '", "'.join(given.security_group_ids) + '"]',
             "account_id": given.account_id,

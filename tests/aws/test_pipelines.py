@@ -139,7 +139,7 @@ def test_ctrl_c_ends_the_watching_and_stop_ends_the_run(
     aws_project.zenml("pipeline", "runs", "refresh", str(run.id))
     assert aws_project.newest("waiting").status.value == "running"
 
-    aws_project.zenml("pipeline", "runs", "stop", str(run.id))
+    aws_project.zenml("pipeline", "runs", "stop", str(run.id), "-y")
     assert aws_project.execution(run)["status"] == "ABORTED"
     until(lambda: not bench.containers(), "the end of the task")
     ended = aws_project.newest("waiting")
