@@ -1,4 +1,4 @@
-"""The stack of `infra/aws` on the bench, and what `step-engine doctor` is told of it. Imported by the tests that need it."""
+"""The stack of `infra/aws` on the bench, and what `step-engine doctor` is told of it. The fixtures in `conftest.py` use it."""
 
 from __future__ import annotations
 
@@ -118,9 +118,8 @@ def compile_options(target: Target, definition: str) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="session")
-def account(bench_server: Bench) -> Account:
-    """The template, deployed once."""
+def deploy(bench_server: Bench) -> Account:
+    """Deploys the template."""
     formation = bench_server.client("cloudformation")
     formation.create_stack(
         StackName=PREFIX,
@@ -140,14 +139,6 @@ def account(bench_server: Bench) -> Account:
     return Account(bench_server, outputs, target)
 
 
-@pytest.fixture
-def as_developer(account: Account, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
-    """The process is a developer with the template's policy, and everybody is held to theirs."""
-    become(monkeypatch, bench, account.developer())
-    with bench.enforced_policies():
-        yield account
-
-
 def become(monkeypatch: pytest.MonkeyPatch, bench: Bench, who: Credentials) -> None:
     """Makes the process call AWS as somebody."""
     for name in list(os.environ):
@@ -157,8 +148,7 @@ def become(monkeypatch: pytest.MonkeyPatch, bench: Bench, who: Credentials) -> N
         monkeypatch.setenv(name, value)
 
 
-@pytest.fixture(scope="session")
-def small_image(ecr_registry: str, step_image: str) -> Iterator[str]:
+def push_small_image(ecr_registry: str, step_image: str) -> Iterator[str]:
     """An image with nothing but a shell, in the registry that stands in for ECR."""
     lines = f"""FROM {step_image} AS base
 USER root

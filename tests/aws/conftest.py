@@ -6,9 +6,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 from bench_client import ACCOUNT, Bench
+
+if TYPE_CHECKING:
+    from account import Account
 
 IMAGE = f"zenmldocker/zenml:0.98.0-py{sys.version_info[0]}.{sys.version_info[1]}"
 LOG_GROUP = "/ecs/zenml"
@@ -112,6 +116,35 @@ def prerequisites(bench_server: Bench, step_image: str) -> Prerequisites:
         security_group_ids=[group],
         bucket="zenml-artifacts",
     )
+
+
+# What the next three import needs the package, which the tests of the bench itself do without.
+
+
+@pytest.fixture(scope="session")
+def account(bench_server: Bench) -> Account:
+    """The template of `infra/aws`, deployed once."""
+    from account import deploy
+
+    return deploy(bench_server)
+
+
+@pytest.fixture
+def as_developer(account: Account, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
+    """The process is a developer with the template's policy, and everybody is held to theirs."""
+    from account import become
+
+    become(monkeypatch, bench, account.developer())
+    with bench.enforced_policies():
+        yield account
+
+
+@pytest.fixture(scope="session")
+def small_image(ecr_registry: str, step_image: str) -> Iterator[str]:
+    """An image with nothing but a shell, in the registry that stands in for ECR."""
+    from account import push_small_image
+
+    yield from push_small_image(ecr_registry, step_image)
 
 
 # Fixtures of the ZenML side, which need those above. Imported here and nowhere else: a fixture that two test modules import

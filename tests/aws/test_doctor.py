@@ -11,20 +11,29 @@ import sys
 from pathlib import Path
 
 import pytest
-from account import REGISTRY, ROLES, Account, account, as_developer, become, needed, target_of
-from bench_client import ACCOUNT, HERE, Bench
+from account import REGISTRY, ROLES, Account, become, needed, target_of
+from bench_client import ACCOUNT, HERE, Bench, Credentials
 from step_engine.cli import main
 from step_engine.doctor import Examination, Finding, Target
+from step_engine.doctor.account import Account as Session
 from step_engine.errors import AwsError
-
-__all__ = ["account", "as_developer"]
 
 STATEMENTS = [(role, statement.sid) for role, found in needed(target_of()).items() for statement in found]
 
 
-def wrong(target: Target) -> list[Finding]:
+def wrong(target: Target, session: Session | None = None) -> list[Finding]:
     """What is found that is not right."""
-    return [finding for finding in Examination.of(target).findings() if finding.status != "ok"]
+    examination = Examination(session or Session(target.region), target)
+    return [finding for finding in examination.findings() if finding.status != "ok"]
+
+
+@pytest.fixture(scope="module")
+def developer(account: Account) -> tuple[Credentials, Session]:
+    """One developer, and a session that keeps its clients: making them takes longer than all calls."""
+    who = account.developer()
+    return who, Session(
+        account.target.region, None, {"access_key_id": who.access_key, "secret_access_key": who.secret_key}
+    )
 
 
 def flags(target: Target) -> list[str]:
@@ -62,9 +71,15 @@ def test_nothing_is_missing_after_the_template(as_developer: Account, capsys: py
 
 @pytest.mark.parametrize(("role", "sid"), STATEMENTS, ids=[f"{role}-{sid}" for role, sid in STATEMENTS])
 def test_any_statement_that_is_missing_is_named(
-    account: Account, bench: Bench, monkeypatch: pytest.MonkeyPatch, role: str, sid: str
+    account: Account,
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    developer: tuple[Credentials, Session],
+    role: str,
+    sid: str,
 ) -> None:
-    become(monkeypatch, bench, account.developer(without=sid if role == "developer" else ""))
+    who, session = (account.developer(without=sid), None) if role == "developer" else developer
+    become(monkeypatch, bench, who)
     whole = account.policy(role)
     (taken,) = [each for each in whole["Statement"] if each["Sid"] == sid]
     if role in ROLES:
@@ -72,7 +87,7 @@ def test_any_statement_that_is_missing_is_named(
         account.put_policy(role, whole | {"Statement": left or [taken | {"Resource": "arn:aws:s3:::nothing"}]})
     try:
         with bench.enforced_policies():
-            found = wrong(account.target)
+            found = wrong(account.target, session)
     finally:
         if role in ROLES:
             account.put_policy(role, whole)

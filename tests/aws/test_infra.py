@@ -10,13 +10,11 @@ import subprocess
 import uuid
 
 import pytest
-from account import PLAN, PREFIX, TEMPLATE, Account, account, become, compile_options, needed, small_image
+from account import PLAN, PREFIX, TEMPLATE, Account, become, compile_options, needed
 from bench_client import ACCOUNT, ROOT, Bench
 from step_engine import AwsRun, AwsSession, compile_asl
 
 from orchestrator.my_aws_orchestrator_flavor import StepFunctionsOrchestratorConfig
-
-__all__ = ["account", "small_image"]
 
 
 def test_the_template_is_valid() -> None:

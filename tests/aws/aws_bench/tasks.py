@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from typing import Any
@@ -11,7 +12,7 @@ import moto.ecs.models as ecs
 from moto.core.utils import utcnow
 from moto.ec2.models.elastic_network_interfaces import NetworkInterface
 
-from aws_bench.containers import ENGINE, LaunchError, TaskContainer
+from aws_bench.containers import ENGINE, LABEL, LaunchError, TaskContainer
 from aws_bench.settings import SETTINGS
 
 PROVISIONING_SECONDS = 0.2
@@ -134,14 +135,21 @@ class DockerTask(ecs.Task):
 
 
 def remove_all() -> None:
-    """Removes every container of this server."""
-    from aws_bench.containers import LABEL
-
-    for container in ENGINE.containers.list(all=True, filters={"label": f"{LABEL}={SETTINGS.port}"}):
+    """Removes every container of this server, and those of servers that were killed."""
+    for container in ENGINE.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True):
+        port = int(container.labels[LABEL])
+        if port != SETTINGS.port and _answers(port):
+            continue
         try:
             container.remove(force=True, v=True)
         except docker.errors.APIError:
             continue
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 ecs.Task = DockerTask
