@@ -53,7 +53,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parts.add_argument("--signals-prefix")
     parts.add_argument("--container-name")
     parts.add_argument("--assign-public-ip", action="store_true", default=None)
-    parser.set_defaults(handle=examine)
+    parser.set_defaults(handle=examine, needs_engine=False)
 
 
 def examine(options: argparse.Namespace) -> int:
