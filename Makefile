@@ -6,7 +6,7 @@ export ZENML_CONFIG_PATH ?= $(CURDIR)/.zenml
 export ZENML_ANALYTICS_OPT_IN ?= false
 
 .NOTPARALLEL:
-.PHONY: help check setup base-image run test test-rust test-python test-aws aws-bench lint format wheel bench clean
+.PHONY: help check setup base-image run test test-rust test-python test-aws aws-setup test-aws-services test-aws-faults test-aws-pipelines aws-bench lint format wheel bench clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,9 +32,20 @@ test-rust: ## Tests of the Rust core, the Docker ones on the real engine
 test-python: setup base-image ## Tests of the Python side, on a real engine and real pipelines
 	$(VENV)/bin/python -m pytest
 
-test-aws: setup base-image ## Tests against a local AWS: Step Functions that executes, tasks in containers
+test-aws: test-aws-services test-aws-faults test-aws-pipelines ## Tests against a local AWS: Step Functions that executes, tasks in containers
+
+# Each with a local AWS of its own: what the one leaves there is not the other's to find.
+aws-setup: setup base-image
 	@scripts/aws-bench-setup
-	$(VENV)/bin/python -m pytest tests/aws
+
+test-aws-services: aws-setup
+	$(VENV)/bin/python -m pytest tests/aws --ignore tests/aws/test_faults.py --ignore tests/aws/test_pipelines.py
+
+test-aws-faults: aws-setup
+	$(VENV)/bin/python -m pytest tests/aws/test_faults.py
+
+test-aws-pipelines: aws-setup
+	$(VENV)/bin/python -m pytest tests/aws/test_pipelines.py
 
 aws-bench: base-image ## A local AWS in the foreground; ends by itself when it is not used
 	@scripts/aws-bench
