@@ -94,10 +94,15 @@ def status(
         Status of the run and of its steps; none where ZenML knows better already.
     """
     arn = execution_of(run)
-    if arn is None or run.status.is_finished:
+    if arn is None:
         return None, None
     execution = session.describe_execution(arn)
     running = execution["status"] in ("RUNNING", "PENDING_REDRIVE")
+    if run.status.is_finished:
+        # Its last step told ZenML itself, while nobody watched who would have deleted the secret.
+        if not running:
+            _forget_run_secret(orchestrator, session, run)
+        return None, None
     found: dict[str, dict[str, Any]] = {}
     if include_steps or not running:
         names = list(run.snapshot.step_configurations) if run.snapshot else [row.name for row in _rows(run)]

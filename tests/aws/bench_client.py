@@ -228,6 +228,14 @@ class Bench:
         pages = self.client("logs").get_paginator("filter_log_events").paginate(logGroupName=group)
         return [event["message"] for page in pages for event in page["events"]]
 
+    def running_tasks(self, cluster: str) -> list[str]:
+        """ARNs of the tasks that run in a cluster."""
+        ecs = self.client("ecs")
+        if not (listed := ecs.list_tasks(cluster=cluster)["taskArns"]):
+            return []
+        tasks = ecs.describe_tasks(cluster=cluster, tasks=listed)["tasks"]
+        return [task["taskArn"] for task in tasks if task["lastStatus"] == "RUNNING"]
+
     def containers(self) -> list[str]:
         """Ids of the containers that this bench runs now."""
         port = self.endpoint.rsplit(":", 1)[1]

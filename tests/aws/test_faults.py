@@ -69,7 +69,7 @@ def started(project: Project, pipeline: str) -> tuple[object, str]:
 
 def test_a_task_that_aws_takes_away(aws_project: Project, bench: Bench) -> None:
     process, _ = started(aws_project, "taken")
-    (task,) = bench.client("ecs").list_tasks(cluster=aws_project.given.cluster_arn)["taskArns"]
+    (task,) = bench.running_tasks(aws_project.given.cluster_arn)
     bench.stop_task(task)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1

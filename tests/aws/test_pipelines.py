@@ -162,7 +162,7 @@ def test_refresh_puts_right_what_nobody_watched(
     process.kill()
     process.communicate()
     run = aws_project.newest("waiting")
-    (task,) = bench.client("ecs").list_tasks(cluster=aws_project.given.cluster_arn)["taskArns"]
+    (task,) = bench.running_tasks(aws_project.given.cluster_arn)
     bench.client("ecs").stop_task(cluster=aws_project.given.cluster_arn, task=task, reason="gone")
     arn = aws_project.execution(run)["executionArn"]
     assert bench.wait_for(arn)["status"] == "FAILED"

@@ -54,7 +54,8 @@ def test_a_failure_stops_what_runs_when_the_mode_says_so(project: Project) -> No
     assert code != 0
     assert (run.status, run.containers) == ("failed", []), output
     assert run.attempts == {"sleeps": ["stopped"], "fails_late": ["failed"]}
-    assert "StepFailedError: Step `fails_late` failed: exit code 1" in output
+    # The orchestration hears of it from ZenML, and may be seen to end before the step's container is.
+    assert re.search("StepFailedError: Step `(fails_late|orchestration)` failed: exit code 1", output), output
     assert "ValueError: on purpose, isolated" in output
 
 
