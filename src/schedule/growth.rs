@@ -10,6 +10,9 @@ use crate::plan::{StepIndex, StepSpec};
 
 impl Scheduler {
     pub(super) fn requested(&mut self, now: Duration, spec: StepSpec, effects: &mut Vec<Effect>) {
+        if self.plan.leader.is_none() {
+            return;
+        }
         if let Some(step) = self.plan.position(&spec.name) {
             return self.requested_again(now, step);
         }
@@ -49,6 +52,10 @@ impl Scheduler {
     }
 
     pub(super) fn dropped(&mut self, now: Duration, step: StepIndex, effects: &mut Vec<Effect>) {
+        // Only what was asked for can be dropped: nothing waits for that, so that nothing is left to wait for ever.
+        if step.get() < self.planned {
+            return;
+        }
         match self.phases.get(step.get()) {
             Some(Phase::Running(_)) => self.stop(now, step, StopForce::Graceful, effects),
             Some(Phase::Retrying { last, .. } | Phase::Resting { last, .. }) => {

@@ -28,6 +28,27 @@ fn steps_start_beside_their_leader_within_the_limits() {
 }
 
 #[test]
+fn nothing_is_asked_for_or_dropped_without_a_leader() {
+    let mut run = Transcript::new(
+        r#""max_parallelism": 1,"#,
+        r#"{"name": "a"}, {"name": "b"}, {"name": "c", "upstream": ["b"]}"#,
+    );
+    assert_eq!(run.start(), ["launch b 1"]);
+    assert!(run.requested(r#"{"name": "d"}"#).is_empty());
+    assert!(run.dropped("a").is_empty() && run.dropped("b").is_empty(), "c would wait for ever");
+    assert_eq!(run.completed("b").last().unwrap(), "launch a 1");
+    assert_eq!(run.completed("a").last().unwrap(), "launch c 1");
+    assert_eq!(run.completed("c").last().unwrap(), "run completed");
+}
+
+#[test]
+fn a_leader_cannot_be_dropped() {
+    let mut run = led();
+    assert!(run.dropped("lead").is_empty());
+    assert_eq!(run.completed("lead").last().unwrap(), "run completed");
+}
+
+#[test]
 fn requests_wait_for_memory_in_the_order_they_came() {
     let mut run = Transcript::new(r#""leader": "lead", "max_parallelism": 9,"#, LEADER);
     run.start();
