@@ -142,19 +142,20 @@ fn svg(root: &Part, names: &[&str], token_edges: usize) -> String {
     let (width, height) = drawing.size(root);
     drawing.part(root, GAP_X, GAP_Y, height);
     let mut tokens = String::new();
+    let (width, height) = (width + 2.0 * GAP_X, height + 2.0 * GAP_Y);
     for ((x1, y1), (x2, y2)) in &drawing.edges {
-        let bend = ((x2 - x1).abs() / 2.0).max(30.0);
-        let (c1, c2) = (x1 + bend, x2 - bend);
+        // Forward half the way; a long way back bends little, or it would leave the picture.
+        let bend = if x2 > x1 { ((x2 - x1) / 2.0).max(30.0) } else { 30.0 };
+        let (c1, c2) = ((x1 + bend).min(width), (x2 - bend).max(0.0));
         let _ = writeln!(
             tokens,
             r#"<path class="token" d="M{x1:.1} {y1:.1}C{c1:.1} {y1:.1} {c2:.1} {y2:.1} {x2:.1} {y2:.1}"/>"#
         );
     }
-    let (width, height) = (width + 2.0 * GAP_X, height + 2.0 * GAP_Y);
     format!(
         r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0} {height:.0}" width="{width:.0}" height="{height:.0}">
 <style>
-text{{font:12px ui-monospace,monospace;text-anchor:middle;dominant-baseline:central;fill:#1a2733}}
+text{{font:12px ui-monospace,monospace;text-anchor:middle;fill:#1a2733}}
 rect{{fill:#eef4fb;stroke:#3b6ea5}}circle{{fill:#3b6ea5}}
 path{{fill:none;stroke:#8796a5}}.token{{stroke:#c2571a;stroke-dasharray:5 3;marker-end:url(#a)}}.barrier{{stroke:#8a1c1c;stroke-width:3}}
 </style>
@@ -204,7 +205,7 @@ impl Svg<'_> {
                 let center = x + width / 2.0;
                 let _ = writeln!(
                     self.shapes,
-                    r#"<rect x="{x:.1}" y="{top:.1}" width="{width:.1}" height="{HEIGHT}" rx="5"/><text x="{center:.1}" y="{middle:.1}">{text}</text>"#
+                    r#"<rect x="{x:.1}" y="{top:.1}" width="{width:.1}" height="{HEIGHT}" rx="5"/><text x="{center:.1}" y="{middle:.1}" dy=".35em">{text}</text>"#
                 );
             }
             Kind::Junction => {
