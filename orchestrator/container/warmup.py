@@ -10,7 +10,8 @@ import contextlib
 import gc
 import importlib
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.container.integrations import activate_lazily
@@ -101,6 +102,9 @@ class WarmSteps:
             self._configurations[name] = configuration
         if len({configuration.should_download_code for configuration in self._configurations.values()}) > 1:
             raise UnfitError("Some of the steps take their code from the image, others download it.")
+        # ZenML keeps the listing of a run's first step only.
+        is_first = any(not configuration.step.spec.upstream_steps for configuration in self._configurations.values())
+        keep_package_listing = _list_packages() if is_first else None
         activate_used = activate_lazily()
         self._configurations[names[0]].prepare_code_environment()
         # Instantiates every component, as the launcher will find it in ZenML's cache.
@@ -125,9 +129,8 @@ class WarmSteps:
             with contextlib.suppress(Exception):
                 importlib.import_module(module)
         activate_used()
-        # ZenML keeps the listing of a run's first step only.
-        if any(not configuration.step.spec.upstream_steps for configuration in self._configurations.values()):
-            _keep_package_listing()
+        if keep_package_listing is not None:
+            keep_package_listing()
 
     @staticmethod
     def _load_snapshot(snapshot_id: str, names: list[str]) -> PipelineSnapshotResponse:
@@ -226,12 +229,26 @@ def _import_sources(sources: Iterable[Source]) -> None:
         source_utils.load(source)
 
 
-def _keep_package_listing() -> None:
-    """ZenML lists the installed packages at the start of every step, by a program that takes up to a second."""
+def _list_packages() -> Callable[[], None]:
+    """ZenML lists the installed packages at the start of a step, by a program that takes up to a second.
+
+    Starts that program beside everything else. Returns what waits for its end and has ZenML take what it said.
+    """
     from zenml.environment import Environment
 
-    try:
-        packages = Environment.get_python_packages()
-    except RuntimeError:
-        return  # It says so itself when the step runs.
-    Environment.get_python_packages = staticmethod(lambda: list(packages))
+    packages: list[str] = []
+
+    def listing() -> None:
+        # What goes wrong says so itself when the step runs.
+        with contextlib.suppress(Exception):
+            packages.extend(Environment.get_python_packages())
+
+    thread = threading.Thread(target=listing, name="package listing", daemon=True)
+    thread.start()
+
+    def keep() -> None:
+        thread.join()
+        if packages:
+            Environment.get_python_packages = staticmethod(lambda: list(packages))
+
+    return keep
