@@ -36,7 +36,14 @@ def total(values: list[int]) -> Annotated[int, "total"]:
 
 @step(enable_cache=False)
 def broken(values: list[int]) -> int:
+    """Fails once `slow` runs: some modes let no step begin in ZenML after that, and which comes first is a race."""
+    from zenml import get_step_context
+    from zenml.client import Client
+
     print("about to break")
+    run, deadline = get_step_context().pipeline_run.id, time.monotonic() + 60
+    while not Client().list_run_steps(pipeline_run_id=run, name="slow").items and time.monotonic() < deadline:
+        time.sleep(0.5)
     raise RuntimeError("broken on purpose")
 
 
