@@ -112,7 +112,12 @@ impl Session {
         let Some(region) = config.region().map(ToString::to_string).filter(|region| !region.is_empty()) else {
             return Err(wrong("NoRegion", "no region is known; set `region`, or AWS_REGION".into()));
         };
-        Ok(Self(Arc::new(Inner {
+        Ok(Self::of(config, region, pushed))
+    }
+
+    /// Makes the clients.
+    pub(super) fn of(config: SdkConfig, region: String, pushed: Option<Pushed>) -> Self {
+        Self(Arc::new(Inner {
             sfn: aws_sdk_sfn::Client::new(&config),
             ecs: aws_sdk_ecs::Client::new(&config),
             scheduler: aws_sdk_scheduler::Client::new(&config),
@@ -126,7 +131,7 @@ impl Session {
             config,
             region,
             pushed,
-        })))
+        }))
     }
 
     /// Region of every call.

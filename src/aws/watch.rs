@@ -538,3 +538,51 @@ async fn until_stopped(session: &Session, cluster: &str, arn: &str) -> Option<Va
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_config::retry::RetryConfig;
+    use aws_config::{BehaviorVersion, Region};
+    use aws_sdk_sts::config::Credentials;
+
+    use super::*;
+    use crate::runner::notices;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_whose_endpoint_keeps_quiet_tells_so_and_ends() {
+        // Connections are taken in by the system, nobody ever reads from them.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let config = aws_config::defaults(BehaviorVersion::latest())
+            .region(Region::new("eu-west-1"))
+            .endpoint_url(&endpoint)
+            .credentials_provider(Credentials::new("a", "b", None, None, "test"))
+            .retry_config(RetryConfig::standard().with_max_attempts(8))
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .load()
+            .await;
+        let plan = serde_json::from_value(json!({"steps": [{"name": "a"}]})).unwrap();
+        let what = Watch {
+            session: Session::of(config, "eu-west-1".into(), None),
+            execution: "arn:aws:states:eu-west-1:1:execution:m:run".into(),
+            plan: Arc::new(Plan::new(plan).unwrap()),
+            logs: true,
+        };
+        let (sender, receiver) = notices();
+        let (_cancel, cancelled) = signal::channel(false);
+        let begun = Instant::now();
+        let error = watch(what, cancelled, sender).await.unwrap_err();
+        assert!((899..=902).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+        assert!(error.is_transient(), "{error}");
+        assert!(error.to_string().contains(&format!("no answer from Step Functions at {endpoint} for 15 minutes")));
+        let mut told = Vec::new();
+        while let Some(notice) = receiver.try_recv() {
+            if let Notice::Warning { step, message } = notice {
+                assert!(step.is_empty());
+                told.push(message);
+            }
+        }
+        assert_eq!(told.len(), 5, "{told:?}");
+        assert!(told[0].contains("for 30 seconds. The execution goes on by itself"), "{told:?}");
+    }
+}
