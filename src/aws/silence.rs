@@ -129,8 +129,11 @@ fn span(time: Duration) -> String {
 mod tests {
     use super::*;
 
-    /// Seconds after which something was told, and the end if it came.
-    fn ticks(silence: &Silence, seconds: u64) -> (Vec<(u64, String)>, Option<(u64, AwsError)>) {
+    /// What was told after how many seconds.
+    type Said = Vec<(u64, String)>;
+
+    /// Lets time go by. Returns what was told, and the end if it came.
+    fn ticks(silence: &Silence, seconds: u64) -> (Said, Option<(u64, AwsError)>) {
         let mut told = Vec::new();
         for second in 1..=seconds {
             match silence.tick() {
