@@ -82,7 +82,7 @@ class Watcher:
         try:
             self._run.start()
             while not self._run.finished:
-                events = self._run.next_events(0.5)
+                events = self._next_events()
                 self._console.handle(events)
                 for event in events:
                     self._handle(event)
@@ -103,6 +103,18 @@ class Watcher:
         finally:
             self._desk.close()
         self._end()
+
+    def _next_events(self) -> list[dict[str, Any]]:
+        from step_engine.errors import AwsError
+
+        try:
+            return self._run.next_events(0.5)
+        except AwsError as error:
+            message = (
+                f"The watching ends, the execution may still run: {self._url}\n"
+                f"Its status: zenml pipeline runs refresh {self._publisher.pipeline_run_id}\n{error}"
+            )
+            raise AwsError(message, error.operation, error.code, error.request_id) from error
 
     def _keep_credentials(self) -> None:
         left = self._session.credentials_expire_in_seconds

@@ -24,6 +24,7 @@ mod raw;
 mod schedules;
 mod secrets;
 mod session;
+mod silence;
 mod tasks;
 mod watch;
 

@@ -1,6 +1,8 @@
 //! Schedules of EventBridge Scheduler that start executions.
 
-use aws_sdk_scheduler::types::{FlexibleTimeWindow, FlexibleTimeWindowMode, ScheduleState, Target};
+use aws_sdk_scheduler::types::{
+    ActionAfterCompletion as After, FlexibleTimeWindow, FlexibleTimeWindowMode, ScheduleState, Target,
+};
 use aws_smithy_types::DateTime;
 use aws_smithy_types::error::operation::BuildError;
 use serde::Serialize;
@@ -52,48 +54,35 @@ impl Session {
         let (target, window) = parts(schedule)
             .map_err(|error| AwsError::new("CreateSchedule", &subject, "Incomplete", error.to_string()))?;
         let state = if schedule.enabled { ScheduleState::Enabled } else { ScheduleState::Disabled };
-        let after = || {
-            use aws_sdk_scheduler::types::ActionAfterCompletion::{Delete, None};
-            if schedule.delete_after_completion { Delete } else { None }
-        };
+        let after = if schedule.delete_after_completion { After::Delete } else { After::None };
         let date = |seconds: Option<f64>| seconds.map(DateTime::from_secs_f64);
-        let description = Some(schedule.description.clone()).filter(|text| !text.is_empty());
-        let create = self
-            .scheduler()
-            .create_schedule()
-            .name(&schedule.name)
-            .set_group_name(schedule.group.clone())
-            .schedule_expression(&schedule.expression)
-            .set_schedule_expression_timezone(schedule.timezone.clone())
-            .set_start_date(date(schedule.start_at_unix_seconds))
-            .set_end_date(date(schedule.end_at_unix_seconds))
-            .set_description(description.clone())
-            .state(state.clone())
-            .action_after_completion(after())
-            .target(target.clone())
-            .flexible_time_window(window.clone());
-        match self.call("CreateSchedule", &subject, || create.clone().send()).await {
+        let description = Some(schedule.description.as_str()).filter(|text| !text.is_empty());
+        // An update takes the place of everything, so both requests give everything.
+        macro_rules! given {
+            ($request:expr) => {
+                $request
+                    .name(&schedule.name)
+                    .set_group_name(schedule.group.clone())
+                    .schedule_expression(&schedule.expression)
+                    .set_schedule_expression_timezone(schedule.timezone.clone())
+                    .set_start_date(date(schedule.start_at_unix_seconds))
+                    .set_end_date(date(schedule.end_at_unix_seconds))
+                    .set_description(description.map(str::to_owned))
+                    .state(state.clone())
+                    .action_after_completion(after.clone())
+                    .target(target.clone())
+                    .flexible_time_window(window.clone())
+            };
+        }
+        let create = || given!(self.scheduler().create_schedule()).send();
+        match self.call("CreateSchedule", &subject, create).await {
             Ok(created) => return Ok((created.schedule_arn, true)),
             // It exists. An earlier try whose answer was lost would look the same, and the update is the same, too.
             Err(error) if error.is("ConflictException") => {}
             Err(error) => return Err(error),
         }
-        // An update takes the place of everything, so everything is given.
-        let update = self
-            .scheduler()
-            .update_schedule()
-            .name(&schedule.name)
-            .set_group_name(schedule.group.clone())
-            .schedule_expression(&schedule.expression)
-            .set_schedule_expression_timezone(schedule.timezone.clone())
-            .set_start_date(date(schedule.start_at_unix_seconds))
-            .set_end_date(date(schedule.end_at_unix_seconds))
-            .set_description(description)
-            .state(state)
-            .action_after_completion(after())
-            .target(target)
-            .flexible_time_window(window);
-        let updated = self.call("UpdateSchedule", &subject, || update.clone().send()).await?;
+        let update = || given!(self.scheduler().update_schedule()).send();
+        let updated = self.call("UpdateSchedule", &subject, update).await?;
         Ok((updated.schedule_arn, false))
     }
 
@@ -125,9 +114,7 @@ impl Session {
             input: input.unwrap_or_default(),
             flexible_minutes: window.and_then(|minutes| u16::try_from(minutes).ok()),
             description: found.description.unwrap_or_default(),
-            delete_after_completion: found
-                .action_after_completion
-                .is_some_and(|action| action == aws_sdk_scheduler::types::ActionAfterCompletion::Delete),
+            delete_after_completion: found.action_after_completion.is_some_and(|action| action == After::Delete),
             arn: found.arn.unwrap_or_default(),
         }))
     }

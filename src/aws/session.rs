@@ -75,6 +75,8 @@ struct Inner {
 /// Tries of one request, the SDK's and then ours for codes that it does not know.
 const SDK_ATTEMPTS: u32 = 8;
 const OWN_ATTEMPTS: u32 = 10;
+/// All of the SDK's tries of one request: two that nobody answered, or all eight that were throttled.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(150);
 
 impl Session {
     /// Reads the environment and the shared files.
@@ -90,6 +92,7 @@ impl Session {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(Duration::from_secs(10))
             .operation_attempt_timeout(Duration::from_secs(60))
+            .operation_timeout(OPERATION_TIMEOUT)
             .build();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .http_client(http_client().map_err(|message| wrong("BadCertificates", message))?)
@@ -109,7 +112,12 @@ impl Session {
         let Some(region) = config.region().map(ToString::to_string).filter(|region| !region.is_empty()) else {
             return Err(wrong("NoRegion", "no region is known; set `region`, or AWS_REGION".into()));
         };
-        Ok(Self(Arc::new(Inner {
+        Ok(Self::of(config, region, pushed))
+    }
+
+    /// Makes the clients.
+    pub(super) fn of(config: SdkConfig, region: String, pushed: Option<Pushed>) -> Self {
+        Self(Arc::new(Inner {
             sfn: aws_sdk_sfn::Client::new(&config),
             ecs: aws_sdk_ecs::Client::new(&config),
             scheduler: aws_sdk_scheduler::Client::new(&config),
@@ -123,13 +131,21 @@ impl Session {
             config,
             region,
             pushed,
-        })))
+        }))
     }
 
     /// Region of every call.
     #[must_use]
     pub fn region(&self) -> &str {
         &self.0.region
+    }
+
+    /// A service as people call it, with where it is asked for.
+    pub(super) fn place(&self, service: &str) -> String {
+        match self.0.config.endpoint_url() {
+            Some(endpoint) => format!("{service} at {endpoint}"),
+            None => format!("{service} in {}", self.0.region),
+        }
     }
 
     /// Seconds until pushed credentials end, negative afterwards.

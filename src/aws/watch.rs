@@ -15,6 +15,7 @@ use super::history::{Change, Kind, Tracker};
 use super::logs::{Follow, Told, follow};
 use super::outcome::TaskInfo;
 use super::session::Session;
+use super::silence::{PATIENCE, Silence};
 use crate::event::{AttemptDetails, Failure, Outcome, RunEvent, RunStatus, RunSummary, StepStatus, TaskDetails};
 use crate::plan::Plan;
 use crate::runner::{Notice, NoticeSender};
@@ -26,11 +27,8 @@ const QUIET: Duration = Duration::from_secs(5);
 const TASK_LOOKS: Duration = Duration::from_secs(2);
 /// A task that was given up may take so long to end: ECS waits up to 120 seconds between SIGTERM and SIGKILL.
 const LAST_WORDS: Duration = Duration::from_secs(150);
-/// How often a task definition is asked for while AWS does not answer or the credentials have expired.
-const DEFINITION_TRIES: u32 = 24;
-/// Trouble is told after so long, and ends the watching after so long.
-const TROUBLE_TOLD: Duration = Duration::from_secs(10);
-const PATIENCE: Duration = Duration::from_secs(1_800);
+/// How long a task definition is asked for while AWS does not answer or the credentials have expired.
+const DEFINITION_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What to watch.
 #[derive(Debug)]
@@ -48,11 +46,16 @@ pub struct Watch {
 /// Watches until the execution is over and every log is complete, or until `cancelled` becomes true. The line is closed by the caller.
 ///
 /// # Errors
-/// [`AwsError`]: the execution does not exist, may not be read, or nobody answered for half an hour. It goes on.
+/// [`AwsError`]: the execution does not exist, may not be read, or nobody answered for a quarter of an hour. It goes on.
 pub async fn watch(watch: Watch, mut cancelled: signal::Receiver<bool>, notices: NoticeSender) -> Result<(), AwsError> {
-    let mut watcher = Watcher::new(watch, notices);
+    let history = Arc::new(Silence::of(watch.session.place("Step Functions"), Some(PATIENCE)));
+    let tasks = Arc::new(Silence::of(watch.session.place("ECS"), None));
+    let mut watcher = Watcher::new(watch, notices.clone(), Arc::clone(&history), Arc::clone(&tasks));
+    let tell = |message| notices.send(Notice::Warning { step: Arc::from(""), message });
     let done = tokio::select! {
         done = watcher.run() => done,
+        lost = history.lasts_too_long(tell) => Err(lost),
+        lost = tasks.lasts_too_long(tell) => Err(lost),
         _ = cancelled.wait_for(|cancelled| *cancelled) => Ok(()),
     };
     // Ends whoever follows a log, so that nothing comes after the end.
@@ -74,6 +77,10 @@ struct Attempt {
 struct Watcher {
     watch: Watch,
     notices: NoticeSender,
+    /// Of Step Functions.
+    history_silence: Arc<Silence>,
+    /// Of ECS, which tells details only.
+    tasks_silence: Arc<Silence>,
     names: Vec<Arc<str>>,
     tracker: Tracker,
     attempts: HashMap<usize, Attempt>,
@@ -101,13 +108,15 @@ struct Figures {
 }
 
 impl Watcher {
-    fn new(watch: Watch, notices: NoticeSender) -> Self {
+    fn new(watch: Watch, notices: NoticeSender, history_silence: Arc<Silence>, tasks_silence: Arc<Silence>) -> Self {
         let names: Vec<Arc<str>> = watch.plan.steps.iter().map(|step| Arc::clone(&step.name)).collect();
         let texts: Vec<String> = names.iter().map(ToString::to_string).collect();
         Self {
             tracker: Tracker::new(&texts, &watch.execution),
             watch,
             notices,
+            history_silence,
+            tasks_silence,
             names,
             attempts: HashMap::new(),
             ending: HashMap::new(),
@@ -128,27 +137,22 @@ impl Watcher {
         let max_parallelism =
             self.watch.plan.max_parallelism.unwrap_or_else(|| u32::try_from(steps).unwrap_or(u32::MAX));
         self.event(RunEvent::RunStarted { steps, max_parallelism });
-        let mut trouble = Trouble::default();
         let mut last_news = Instant::now();
         loop {
-            match self.look().await {
-                Ok(news) => {
-                    if trouble.over() {
-                        self.warn("", "AWS answers again".into());
-                    }
-                    if news {
-                        last_news = Instant::now();
-                    }
+            let looked = self.look().await;
+            let complete = looked.is_ok();
+            match looked {
+                Ok(true) => last_news = Instant::now(),
+                Ok(false) => {}
+                Err(error) if error.is_transient() || error.is_expired() => {
+                    self.history_silence.failed(error);
+                    // It is not asked meanwhile.
+                    self.tasks_silence.is_over();
                 }
-                Err(error) if error.is_transient() || error.is_expired() => match trouble.note() {
-                    Patience::Wait => {}
-                    Patience::Tell => self.warn("", format!("{error} Watching goes on as soon as AWS answers")),
-                    Patience::Lost => return Err(error),
-                },
                 Err(error) => return Err(error),
             }
             self.reap();
-            if self.over.is_some() && trouble.since.is_none() {
+            if self.over.is_some() && complete {
                 break;
             }
             let quiet_for = last_news.elapsed();
@@ -159,6 +163,7 @@ impl Watcher {
         for change in self.tracker.settle() {
             self.on(change).await;
         }
+        self.tasks_silence.is_over();
         while let Some(closed) = self.closers.join_next().await {
             self.task_is_over(closed.ok());
         }
@@ -174,7 +179,10 @@ impl Watcher {
         let mut news = false;
         let mut open = self.tracker.running();
         while let Some(execution) = open.pop() {
-            let events = match self.watch.session.new_events(&execution, self.tracker.last_id(&execution)).await {
+            self.history_silence.ask("GetExecutionHistory");
+            let events = self.watch.session.new_events(&execution, self.tracker.last_id(&execution)).await;
+            self.note_answer(&self.history_silence, "Step Functions", &events);
+            let events = match events {
                 Ok(events) => events,
                 Err(error) if execution != self.watch.execution && !error.is_transient() && !error.is_expired() => {
                     self.warn("", format!("steps inside {execution} are not shown: {error}"));
@@ -195,7 +203,7 @@ impl Watcher {
             }
             open.extend(self.tracker.take_nested());
         }
-        self.look_at_tasks().await?;
+        self.look_at_tasks().await;
         Ok(news)
     }
 
@@ -204,9 +212,13 @@ impl Watcher {
     }
 
     /// Asks ECS which of the tasks that it took are running by now.
-    async fn look_at_tasks(&mut self) -> Result<(), AwsError> {
-        if !self.waits_for_start() || self.looked_at_tasks.is_some_and(|at| at.elapsed() < TASK_LOOKS) {
-            return Ok(());
+    async fn look_at_tasks(&mut self) {
+        if !self.waits_for_start() {
+            self.tasks_silence.is_over();
+            return;
+        }
+        if self.looked_at_tasks.is_some_and(|at| at.elapsed() < TASK_LOOKS) {
+            return;
         }
         self.looked_at_tasks = Some(Instant::now());
         let mut by_cluster: BTreeMap<String, Vec<(String, usize)>> = BTreeMap::new();
@@ -218,9 +230,15 @@ impl Watcher {
         }
         for (cluster, tasks) in by_cluster {
             let arns: Vec<String> = tasks.iter().map(|(arn, _)| arn.clone()).collect();
-            let described = match self.watch.session.describe_tasks(&cluster, &arns).await {
+            self.tasks_silence.ask("DescribeTasks");
+            let described = self.watch.session.describe_tasks(&cluster, &arns).await;
+            self.note_answer(&self.tasks_silence, "ECS", &described);
+            let described = match described {
                 Ok(described) => described,
-                Err(error) if error.is_transient() || error.is_expired() => return Err(error),
+                Err(error) if error.is_transient() || error.is_expired() => {
+                    self.tasks_silence.failed(error);
+                    continue;
+                }
                 Err(error) => {
                     self.warn("", format!("when tasks start is not shown: {error}"));
                     self.blind = true;
@@ -239,7 +257,6 @@ impl Watcher {
                 }
             }
         }
-        Ok(())
     }
 
     async fn on(&mut self, change: Change) {
@@ -339,15 +356,20 @@ impl Watcher {
     /// Where a task logs to. Says once per definition why its log is not shown.
     async fn log_place(&self, task: &TaskInfo) -> Option<LogPlace> {
         let (definition, container) = (task.task_definition.as_deref()?, task.container.as_deref()?);
-        let mut described = self.watch.session.describe_task_definition(definition).await;
-        for _ in 0..DEFINITION_TRIES {
-            match &described {
+        let begun = Instant::now();
+        let described = loop {
+            self.tasks_silence.ask("DescribeTaskDefinition");
+            let described = self.watch.session.describe_task_definition(definition).await;
+            self.note_answer(&self.tasks_silence, "ECS", &described);
+            match described {
                 // Nothing else can be asked for meanwhile either.
-                Err(error) if error.is_transient() || error.is_expired() => tokio::time::sleep(QUIET).await,
-                _ => break,
+                Err(error) if begun.elapsed() < DEFINITION_PATIENCE && (error.is_transient() || error.is_expired()) => {
+                    self.tasks_silence.failed(error);
+                    tokio::time::sleep(QUIET).await;
+                }
+                described => break described,
             }
-            described = self.watch.session.describe_task_definition(definition).await;
-        }
+        };
         let why = match described {
             Ok(described) => match log_place_of(&described["taskDefinition"], container) {
                 Some(place) if place.stream_prefix.is_some() => return Some(place),
@@ -479,6 +501,14 @@ impl Watcher {
         self.event(RunEvent::RunFinished { summary });
     }
 
+    /// Ends a silence, if this is an answer; a refusal is one as well.
+    fn note_answer<T>(&self, silence: &Silence, service: &str, answer: &Result<T, AwsError>) {
+        let missing = answer.as_ref().is_err_and(|error| error.is_transient() || error.is_expired());
+        if !missing && silence.is_over() {
+            self.warn("", format!("{service} answers again."));
+        }
+    }
+
     fn name(&self, step: usize) -> String {
         self.names[step].to_string()
     }
@@ -509,35 +539,50 @@ async fn until_stopped(session: &Session, cluster: &str, arn: &str) -> Option<Va
     None
 }
 
-/// How long AWS has not answered.
-#[derive(Debug, Default)]
-struct Trouble {
-    since: Option<Instant>,
-    told: bool,
-}
+#[cfg(test)]
+mod tests {
+    use aws_config::retry::RetryConfig;
+    use aws_config::{BehaviorVersion, Region};
+    use aws_sdk_sts::config::Credentials;
 
-enum Patience {
-    Wait,
-    Tell,
-    Lost,
-}
+    use super::*;
+    use crate::runner::notices;
 
-impl Trouble {
-    fn note(&mut self) -> Patience {
-        let for_how_long = self.since.get_or_insert_with(Instant::now).elapsed();
-        if for_how_long >= PATIENCE {
-            Patience::Lost
-        } else if for_how_long >= TROUBLE_TOLD && !self.told {
-            self.told = true;
-            Patience::Tell
-        } else {
-            Patience::Wait
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_whose_endpoint_keeps_quiet_tells_so_and_ends() {
+        // Connections are taken in by the system, nobody ever reads from them.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let config = aws_config::defaults(BehaviorVersion::latest())
+            .region(Region::new("eu-west-1"))
+            .endpoint_url(&endpoint)
+            .credentials_provider(Credentials::new("a", "b", None, None, "test"))
+            .retry_config(RetryConfig::standard().with_max_attempts(8))
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .load()
+            .await;
+        let plan = serde_json::from_value(json!({"steps": [{"name": "a"}]})).unwrap();
+        let what = Watch {
+            session: Session::of(config, "eu-west-1".into(), None),
+            execution: "arn:aws:states:eu-west-1:1:execution:m:run".into(),
+            plan: Arc::new(Plan::new(plan).unwrap()),
+            logs: true,
+        };
+        let (sender, receiver) = notices();
+        let (_cancel, cancelled) = signal::channel(false);
+        let begun = Instant::now();
+        let error = watch(what, cancelled, sender).await.unwrap_err();
+        assert!((899..=902).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+        assert!(error.is_transient(), "{error}");
+        assert!(error.to_string().contains(&format!("no answer from Step Functions at {endpoint} for 15 minutes")));
+        let mut told = Vec::new();
+        while let Some(notice) = receiver.try_recv() {
+            if let Notice::Warning { step, message } = notice {
+                assert!(step.is_empty());
+                told.push(message);
+            }
         }
-    }
-
-    /// AWS answers. Returns whether the user was told that it did not.
-    fn over(&mut self) -> bool {
-        self.since = None;
-        std::mem::take(&mut self.told)
+        assert_eq!(told.len(), 5, "{told:?}");
+        assert!(told[0].contains("for 30 seconds. The execution goes on by itself"), "{told:?}");
     }
 }

@@ -83,6 +83,8 @@ class Run:
 
 
 class Store:
+    pipeline_run_id = "the-run"
+
     def __init__(self) -> None:
         self.said: list[tuple[Any, ...]] = []
 
@@ -167,6 +169,21 @@ def test_ctrl_c_ends_the_watching_only() -> None:
         watch(run)
     assert run.cancelled
     assert caught.value.store.said == []  # type: ignore[attr-defined]
+    assert caught.value.cleaned == [], "the run needs its secret"  # type: ignore[attr-defined]
+
+
+def test_an_execution_that_cannot_be_watched_any_longer_may_still_run() -> None:
+    from step_engine.errors import AwsError
+
+    run = Run(summary("completed"), [STARTED], AwsError("no answer for 15 minutes.", "GetExecutionHistory", "Timeout"))
+    with pytest.raises(AwsError) as caught:
+        watch(run)
+    text = str(caught.value)
+    assert "may still run: https://page\n" in text and "zenml pipeline runs refresh the-run\n" in text
+    assert text.endswith("no answer for 15 minutes.")
+    assert (caught.value.operation, caught.value.code) == ("GetExecutionHistory", "Timeout")
+    assert run.cancelled
+    assert caught.value.store.said == [], "nothing is known of its end"  # type: ignore[attr-defined]
     assert caught.value.cleaned == [], "the run needs its secret"  # type: ignore[attr-defined]
 
 
