@@ -1,7 +1,7 @@
 """A Docker engine of its own, beside the machine's, that may be restarted without harm to anybody else.
 
 It shares nothing with the machine's engine but the kernel: data, state, socket and configuration are in a temporary
-folder. Its containers have no network; their steps need a file system only.
+folder, and it has a network namespace of its own. Its containers have no network; their steps need a file system only.
 """
 
 from __future__ import annotations
@@ -46,7 +46,11 @@ class SecondEngine:
         program = shutil.which("dockerd")
         if program is None:
             raise NoSecondEngineError("there is no dockerd on this machine")
-        self._program = program
+        unshare = shutil.which("unshare")
+        if unshare is None:
+            raise NoSecondEngineError("there is no unshare on this machine")
+        # An engine without a bridge removes `docker0` when it starts: in the machine's namespace that of the machine's engine.
+        self._command = [unshare, "--net", program]
         # Not below the bench's own folder: this one may hold mounts.
         self._folder = Path(tempfile.mkdtemp(prefix="step-engine-dockerd-"))
         self.host = f"unix://{self._folder}/docker.sock"
@@ -107,7 +111,6 @@ class SecondEngine:
             "exec-root": f"{self._folder}/exec",
             "pidfile": f"{self._folder}/pid",
             "hosts": [self.host],
-            # No bridge and no firewall rules: those are the machine's.
             "bridge": "none",
             "iptables": False,
             "ip-forward": False,
@@ -121,7 +124,7 @@ class SecondEngine:
         # What it says stays in a file: a pipe that nobody reads would stop it.
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._program, "--config-file", str(configuration)],
+                [*self._command, "--config-file", str(configuration)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
