@@ -5,12 +5,14 @@ The moment is a random number of completed steps and a random pause. The faults:
 
 - `owner`: SIGKILL of the process that drives the run, in every third run also of the one that resumes it
 - `container`: SIGKILL of a step's container
+- `engine`: the Docker engine is restarted, in every other run with containers that go on meanwhile; on an engine that this
+  script starts beside the machine's, which is not touched. Where none can be started this fault is left out
 - `database`: the SQLite file is locked for 30 s
 - `second`: another process tries to go on with the run while its owner lives
 
 At the end of each run every step must have succeeded exactly once by ZenML's rows, the run must be `completed`, and no
 container, process or (after `step-engine gc`) folder of it may be left. Prints the count by fault; exit code 1 if a run
-broke a rule.
+broke a rule or a fault was left out.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import argparse
 import collections
 import contextlib
 import json
+import math
 import os
 import random
 import shutil
@@ -31,9 +34,10 @@ import time
 from pathlib import Path
 
 from chaos_child import MARK
+from second_engine import NoSecondEngineError, SecondEngine
 
 ROOT = Path(__file__).resolve().parent.parent
-FAULTS = ("owner", "container", "database", "second")
+FAULTS = ("owner", "container", "engine", "database", "second")
 LOCK_SECONDS = 30
 RUN_SECONDS = 900
 """A run that takes longer is broken."""
@@ -46,6 +50,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the pipelines and the faults (default: 1)")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument("--image", required=True, help="image with zenml")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="begin no run after so long (default: no limit)"
+    )
     arguments = parser.parse_args()
     good: collections.Counter[str] = collections.Counter()
     bad: collections.Counter[str] = collections.Counter()
@@ -55,13 +62,29 @@ def main() -> int:
         folder = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="step-engine-chaos-", ignore_cleanup_errors=True)
         )
-        chaos = stack.enter_context(contextlib.closing(Chaos(Path(folder), arguments.image, arguments.steps)))
+        faults, left_out = list(arguments.faults), ""
+        engine = None
+        if "engine" in faults:
+            try:
+                engine = stack.enter_context(contextlib.closing(SecondEngine(arguments.image)))
+            except NoSecondEngineError as error:
+                faults.remove("engine")
+                left_out = f"engine: left out, {error}"
+                print(left_out, flush=True)
+        if not faults:
+            return 1
+        chaos = stack.enter_context(
+            contextlib.closing(Chaos(Path(folder), arguments.image, arguments.steps, second_engine=engine))
+        )
         chaos.child("setup")
+        end = time.monotonic() + arguments.minutes * 60
         for at in range(arguments.runs):
             # Every fault in both isolation modes.
-            fault = arguments.faults[at % len(arguments.faults)]
-            isolation = ("container", "process")[(at + at // len(arguments.faults)) % 2]
+            fault = faults[at % len(faults)]
+            isolation = ("container", "process")[(at + at // len(faults)) % 2]
             begun = time.monotonic()
+            if begun > end:
+                break
             try:
                 what = chaos.one(arguments.seed * 10_000 + at, fault, isolation)
                 good[fault] += 1
@@ -71,11 +94,13 @@ def main() -> int:
             print(f"{at + 1:4} {fault:10} {isolation:10} {time.monotonic() - begun:6.0f} s  {what}", flush=True)
         left = chaos.tidy()
     print("\nfault       runs  right")
-    for fault in arguments.faults:
+    for fault in faults:
         print(f"{fault:10} {good[fault] + bad[fault]:5} {good[fault]:6}")
-    if left:
-        print(f"left over: {', '.join(left)}")
-    return int(bool(left) or bool(bad))
+    print(f"{'all':10} {good.total() + bad.total():5} {good.total():6}")
+    if left_out:
+        print(left_out)
+    print(f"left over: {', '.join(left) or 'nothing'}")
+    return int(bool(left) or bool(bad) or bool(left_out))
 
 
 class BrokenError(Exception):
@@ -89,10 +114,11 @@ class Chaos:
         folder: Where it is.
         image: Image of the steps.
         steps: Steps of each pipeline.
+        second_engine: Where runs of the fault `engine` go.
     """
 
-    def __init__(self, folder: Path, image: str, steps: int) -> None:
-        self._image, self._steps = image, steps
+    def __init__(self, folder: Path, image: str, steps: int, *, second_engine: SecondEngine | None) -> None:
+        self._image, self._steps, self._second_engine = image, steps, second_engine
         self._sources = folder / "sources"
         self._sources.mkdir()
         for name in ("chaos_child.py", "chaos_steps.py"):
@@ -100,7 +126,10 @@ class Chaos:
         self._config = folder / "config"
         self._processes: list[subprocess.Popen] = []
         kept = {key: value for key, value in os.environ.items() if not key.startswith("ZENML_")}
-        self._environment = kept | {"ZENML_CONFIG_PATH": str(self._config), "ZENML_ANALYTICS_OPT_IN": "false"}
+        self._own = self._environment = kept | {
+            "ZENML_CONFIG_PATH": str(self._config),
+            "ZENML_ANALYTICS_OPT_IN": "false",
+        }
         zenml = Path(sys.executable).with_name("zenml")
         subprocess.run([str(zenml), "init"], cwd=self._sources, env=self._environment, check=True, capture_output=True)
 
@@ -120,6 +149,9 @@ class Chaos:
             BrokenError: A rule was broken.
         """
         chance = random.Random(seed)
+        self._choose_engine(second=fault == "engine")
+        if self._second_engine is not None and fault == "engine":
+            self._second_engine.keep_containers(bool(seed // len(FAULTS) % 2))
         before = set(self._runs())
         log = self._sources / f"{seed}.log"
         arguments = ("run", str(seed), str(self._steps), isolation, self._image)
@@ -158,11 +190,34 @@ class Chaos:
             raise BrokenError(f"{run} is {rows['status']} after `{told}`, wrong steps: {wrong}")
         if left := self._containers(run):
             raise BrokenError(f"containers of {run} are left after `{told}`: {left}")
+        if left := self._living():
+            raise BrokenError(f"processes of {run} are left after `{told}`: {left}")
+
+    def _living(self) -> list[str]:
+        """Processes with this ZenML configuration, as far as the system tells."""
+        wanted = f"ZENML_CONFIG_PATH={self._config}".encode()
+        found = []
+        for environment in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if wanted in environment.read_bytes().split(b"\0"):
+                    command = (
+                        (environment.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    )
+                    found.append(f"{environment.parent.name} ({command.strip()})")
+        return found
 
     def tidy(self) -> list[str]:
         """Lets `gc` remove all folders; returns what is left of them."""
+        self._choose_engine(second=False)
         self._start("gc", "--older-than", "0", program="step-engine").communicate(timeout=RUN_SECONDS)
         return [path.name for path in self._runs()]
+
+    def _choose_engine(self, *, second: bool) -> None:
+        """Directs everything that comes to the machine's engine or to the second one."""
+        if second and self._second_engine is not None:
+            self._environment = self._own | {"DOCKER_HOST": self._second_engine.host}
+        else:
+            self._environment = self._own
 
     def close(self) -> None:
         """Ends whatever is left of processes and containers."""
@@ -170,9 +225,11 @@ class Chaos:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+        # The second engine takes its containers along.
+        self._choose_engine(second=False)
         for run in self._runs():
             if left := self._containers(run.name):
-                subprocess.run(["docker", "rm", "-f", *left], check=False, capture_output=True)
+                self._docker("rm", "-f", *left)
 
     # Faults: what to do, and a word for it.
 
@@ -185,8 +242,16 @@ class Chaos:
         if not running:
             return "nothing ran to be killed"
         victim = chance.choice(running)
-        subprocess.run(["docker", "kill", victim], check=False, capture_output=True)
+        self._docker("kill", victim)
         return f"{victim} killed"
+
+    def _engine(self, run: Path, owner: subprocess.Popen, chance: random.Random) -> str:
+        if self._second_engine is None:
+            raise RuntimeError("there is no second engine")
+        away = round(chance.uniform(0, 10), 1)
+        self._second_engine.restart(away)
+        went_on = "went on" if self._second_engine.keeps_containers else "ended"
+        return f"engine restarted after {away} s, containers {went_on}"
 
     def _database(self, run: Path, owner: subprocess.Popen, chance: random.Random) -> str:
         (database,) = self._config.glob("local_stores/*/zenml.db")
@@ -241,11 +306,15 @@ class Chaos:
         events = record["events"] if record else []
         return sum(event["kind"] == "step_finished" for event in events)
 
-    @staticmethod
-    def _containers(run: str, *filters: str) -> list[str]:
+    def _containers(self, run: str, *filters: str) -> list[str]:
         chosen = [part for text in (f"label=step-engine.run={run}", *filters) for part in ("--filter", text)]
-        command = ["docker", "ps", "-a", *chosen, "--format", "{{.Names}}"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        done = self._docker("ps", "-a", *chosen, "--format", "{{.Names}}")
+        done.check_returncode()
+        return done.stdout.split()
+
+    def _docker(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = ["docker", *arguments]
+        return subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False)
 
     def _running(self, run: str) -> list[str]:
         return self._containers(run, "status=running")

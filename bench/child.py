@@ -19,6 +19,7 @@ PIPELINES = {
     "heavy": ("heavy", "heavy", 2),
     "paced": ("works", "paced", 11),
     "crowd": ("works", "crowd", 64),
+    "multitude": ("works", "multitude", 200),
 }
 """Module, name and number of steps of each work."""
 

@@ -61,3 +61,9 @@ def paced() -> None:
 def crowd() -> None:
     for _ in range(64):
         one()
+
+
+@pipeline
+def multitude() -> None:
+    for _ in range(200):
+        one()

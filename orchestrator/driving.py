@@ -132,23 +132,37 @@ class Driver:
         """
         self._desk = Desk()
         try:
-            with owner_lock(self._run_directory) as beat, self._signal_handlers(), self._attendance():
+            with owner_lock(self._run_directory) as beat:
+                # Meant for a former owner. What comes from now on is meant for this one.
                 take_order(self._run_directory)
-                self._run.start()
-                try:
-                    self._recall()
-                    self._pump(beat)
-                except BaseException as error:
-                    self._wind_down(error)
-                    raise
-                self._console.close()
-                self._finish()
+                with self._signal_handlers(), self._attendance():
+                    self._drive(beat)
         finally:
             self._desk.close()
         self._end()
 
+    def _drive(self, beat: Callable[[], None]) -> None:
+        self._reread()
+        self._run.start()
+        try:
+            self._recall()
+            self._pump(beat)
+        except BaseException as error:
+            self._wind_down(error)
+            raise
+        self._console.close()
+        self._finish()
+
     def _attendance(self) -> contextlib.AbstractContextManager[object]:
         return self._session or contextlib.nullcontext()
+
+    def _reread(self) -> None:
+        """Somebody else may have gone on with the run, and died too, since its past was read."""
+        if self._past:
+            from step_engine import read_run
+
+            if record := read_run(self._run_directory):
+                self._past = record["events"]
 
     def _recall(self) -> None:
         """Takes over what a former owner knew. It may have died before it told ZenML."""

@@ -50,6 +50,13 @@ class Lease:
             OSError: The directory cannot be written.
         """
         directory = Path(run_directory)
+        while (lease := cls._take(directory)) is None:
+            pass
+        return lease
+
+    @classmethod
+    def _take(cls, directory: Path) -> Lease | None:
+        """Takes the lease; none when its file was removed meanwhile, with a lock that would keep nobody away."""
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)
         file = os.fdopen(os.open(directory / FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+")
@@ -59,6 +66,9 @@ class Lease:
                 if time.monotonic() > deadline:
                     raise _owned(directory, _read(file))
                 time.sleep(0.05)
+            if not _is_at(file, directory / FILE_NAME):
+                file.close()
+                return None
             # A full disk takes no name; the lock holds without. Unbuffered: closing must not try again.
             with contextlib.suppress(OSError):
                 os.ftruncate(file.fileno(), 0)
@@ -139,8 +149,17 @@ def _is_taken(file: IO[str]) -> bool:
     locked = _try_lock(file, shared=False)
     if locked is None:
         held_by = _read(file)
-        return held_by is not None and held_by["pid"] != os.getpid() and _beats(file)
+        ours = {"pid": os.getpid(), "host": socket.gethostname()}
+        return held_by is not None and held_by != ours and _beats(file)
     return not locked
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether an open file is still the one with that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def _beats(file: IO[str]) -> bool:

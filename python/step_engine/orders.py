@@ -42,10 +42,13 @@ def take(run_directory: str | os.PathLike[str]) -> int:
         0 for none, 1 to stop, 2 to kill.
     """
     path = Path(run_directory) / FILE_NAME
+    # Out of the way first: one that is given while this one is read must not be removed with it.
+    taken = path.with_suffix(".taken")
     try:
-        order = path.read_text()
+        path.replace(taken)
+        order = taken.read_text()
     except (OSError, UnicodeDecodeError):
         return 0
     with contextlib.suppress(OSError):
-        path.unlink()
+        taken.unlink()
     return _ORDERS.get(order, 0)

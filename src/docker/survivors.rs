@@ -10,13 +10,13 @@ use std::time::Duration;
 use bollard::models::ContainerStateStatusEnum;
 use bollard::query_parameters::LogsOptionsBuilder;
 use bytes::{Bytes, BytesMut};
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join, try_join_all};
 use futures_util::stream::StreamExt as _;
 use tokio::time::{Instant, sleep};
 
 use super::container::{self, Container, Found};
 use super::engine::Engine;
-use super::error::DockerError;
+use super::error::{DockerError, is_away};
 use super::frames::{Begun, Frame, NONCE_BYTES, Nonce, Piece, Splitter};
 use super::gpu::{GpuLease, GpuPool};
 use super::log::Output;
@@ -101,21 +101,25 @@ impl Survivors {
         let found = match patient_list(engine, run_id).await {
             Ok(found) => found,
             Err(error) => {
-                let mut state = self.lock();
-                state.unknown = Some(error.to_string());
-                state.took_over = true;
+                self.give_up(&error);
                 return 0;
             }
         };
         let last_number = found.iter().filter_map(|status| status.worker).max().unwrap_or(0);
         let (workers, cold): (Vec<_>, Vec<_>) = found.into_iter().partition(|status| status.warm);
         let is_wanted = |id: &(String, u32)| attempts.iter().any(|left| *left.step == *id.0 && left.attempt == id.1);
-        let workers = join_all(workers.into_iter().map(|status| settled(engine, status))).await;
-        let cold = join_all(cold.into_iter().map(|status| async {
+        let workers = try_join_all(workers.into_iter().map(|status| settled(engine, status)));
+        let cold = try_join_all(cold.into_iter().map(|status| async {
             let may_start = status.created && is_wanted(&(status.step.clone(), status.attempt));
-            if may_start { unless_removed(engine, status).await } else { Some(status) }
+            if may_start { unless_removed(engine, status).await } else { Ok(Some(status)) }
         }));
-        let cold: Vec<_> = cold.await.into_iter().flatten().collect();
+        let (workers, cold) = match try_join(workers, cold).await {
+            Ok((workers, cold)) => (workers, cold.into_iter().flatten().collect::<Vec<_>>()),
+            Err(error) => {
+                self.give_up(&error);
+                return last_number;
+            }
+        };
         let mut of_attempt = HashMap::new();
         let mut unneeded = Vec::new();
         for status in cold {
@@ -151,6 +155,13 @@ impl Survivors {
         state.left = left.collect();
         state.took_over = true;
         last_number
+    }
+
+    /// Nobody knows what is there, so nothing is touched.
+    fn give_up(&self, error: &DockerError) {
+        let mut state = self.lock();
+        state.unknown = Some(error.to_string());
+        state.took_over = true;
     }
 
     /// The container of an attempt; an error when nobody knows whether there is one.
@@ -201,44 +212,70 @@ async fn survivor(engine: &Engine, status: &ContainerStatus, kind: Kind, gpus: &
 }
 
 /// Removes a container that was created and never ran, so that its attempt starts anew; unless its owner had asked for its
-/// start before it died.
-async fn unless_removed(engine: &Engine, status: ContainerStatus) -> Option<ContainerStatus> {
+/// start before it died. An error when the engine says neither.
+async fn unless_removed(engine: &Engine, status: ContainerStatus) -> Result<Option<ContainerStatus>, DockerError> {
     let container = Container { engine: engine.clone(), id: status.id.clone(), name: status.name.clone() };
     let begin = Instant::now();
     loop {
-        match container.inspect().await {
-            Ok(Found::Gone) => return None,
+        let failure = match container.inspect().await {
+            Ok(Found::Gone) => return Ok(None),
             Ok(Found::Here(state)) if state.status != Some(ContainerStateStatusEnum::CREATED) => {
-                return Some(ContainerStatus { created: false, running: state.running == Some(true), ..status });
+                return Ok(Some(ContainerStatus { created: false, running: state.running == Some(true), ..status }));
             }
             // The engine answers after what it is doing with the container, so this is longer than a request takes.
-            _ if begin.elapsed() < START_PATIENCE => sleep(LOOK_EVERY).await,
-            // Not by force: one that runs by now refuses.
-            _ => match container.remove_idle().await {
-                Ok(()) => return None,
-                Err(_) => return Some(ContainerStatus { created: false, running: true, ..status }),
+            Ok(Found::Here(_)) if begin.elapsed() < START_PATIENCE => None,
+            // Not by force: one that runs by now refuses, which the next look shows. Taken to run unseen, one that does not
+            // would count as one that ended well.
+            Ok(Found::Here(_)) => match container.remove_idle().await {
+                Ok(()) => return Ok(None),
+                Err(error) => Some(error),
             },
+            Err(error) => Some(error),
+        };
+        match failure {
+            Some(error) if begin.elapsed() > ENGINE_PATIENCE => return Err(error),
+            _ => sleep(LOOK_EVERY).await,
         }
     }
 }
 
-/// Waits until a worker has ended, or runs a step. One that takes too long is killed.
-async fn settled(engine: &Engine, status: ContainerStatus) -> Known {
+/// Waits until a worker has ended, or runs a step. One that takes too long is killed. An error when the engine says neither.
+async fn settled(engine: &Engine, status: ContainerStatus) -> Result<Known, DockerError> {
     if status.created {
-        return Known { status, story: Story::default() };
+        return Ok(Known { status, story: Story::default() });
     }
     let container = Container { engine: engine.clone(), id: status.id.clone(), name: status.name.clone() };
-    let deadline = Instant::now() + LEAVE_PATIENCE;
-    let mut next_read = Instant::now();
+    let begin = Instant::now();
+    let mut deadline = begin + LEAVE_PATIENCE;
+    let mut next_read = begin;
     loop {
-        let runs = matches!(container.inspect().await, Ok(Found::Here(state)) if state.running == Some(true));
+        let runs = match container.inspect().await {
+            Ok(Found::Here(state)) => Ok(state.running == Some(true)),
+            Ok(Found::Gone) => Ok(false),
+            Err(error) => Err(error),
+        };
         let now = Instant::now();
-        if !runs || now >= next_read {
-            let story = read(&container).await;
-            if !runs || story.serves() {
-                return Known { status, story };
+        let story = match &runs {
+            Ok(true) if now < next_read => Ok(None),
+            Ok(_) => read(&container).await.map(Some),
+            Err(_) => Ok(None),
+        };
+        match (runs, story) {
+            (Ok(runs), Ok(story)) => {
+                if let Some(story) = story {
+                    if !runs || story.serves() {
+                        return Ok(Known { status, story });
+                    }
+                    next_read = now + Duration::from_secs(1);
+                }
             }
-            next_read = now + Duration::from_secs(1);
+            // What it does cannot be told now, and to take it for idle would be to run its step twice.
+            (Err(error), _) | (_, Err(error)) => {
+                if begin.elapsed() > ENGINE_PATIENCE {
+                    return Err(error);
+                }
+                deadline = now + LEAVE_PATIENCE;
+            }
         }
         if now >= deadline {
             // It reads no go that was not written; its end makes sure that it does not read one that was.
@@ -249,15 +286,22 @@ async fn settled(engine: &Engine, status: ContainerStatus) -> Known {
     }
 }
 
-/// Reads what a worker did out of the engine's copy of its output. Nothing, where the engine keeps none.
-async fn read(container: &Container) -> Story {
+/// Reads what a worker did out of the engine's copy of its output. Nothing, where the engine keeps none; an error when the
+/// engine is away.
+async fn read(container: &Container) -> Result<Story, DockerError> {
     let options = LogsOptionsBuilder::new().stdout(true).build();
     let mut copy = container.engine.docker.logs(&container.id, Some(options));
     let mut story = Story::default();
     let mut splitter: Option<Splitter> = None;
     let mut before = BytesMut::new();
-    while let Some(Ok(piece)) = copy.next().await {
-        let mut bytes: Bytes = piece.into_bytes();
+    while let Some(piece) = copy.next().await {
+        let mut bytes: Bytes = match piece {
+            Ok(piece) => piece.into_bytes(),
+            Err(error) if is_away(&error) => {
+                return Err(DockerError::of(format!("read the output of container {}", container.name))(error));
+            }
+            Err(_) => break,
+        };
         if splitter.is_none() {
             before.extend_from_slice(&bytes);
             story.nonce = Nonce::in_output(&before);
@@ -280,7 +324,7 @@ async fn read(container: &Container) -> Story {
             });
         }
     }
-    story
+    Ok(story)
 }
 
 /// How many bytes a container has written, as the engine's copy has it; none when it has no copy.

@@ -174,6 +174,41 @@ def test_what_a_dead_owner_did_not_tell_is_told(tmp_path: Path) -> None:
     assert store.finished == ["completed"]
 
 
+def test_what_another_owner_did_meanwhile_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = {"kind": "attempt_started", "step": "a", "attempt": 1, "details": {"warm": False}}
+    outcome = {"kind": "exited", "code": 1}
+    ended = {"kind": "step_finished", "step": "a", "status": "failed", "outcome": outcome}
+    monkeypatch.setattr("step_engine.read_run", lambda _directory: {"events": [began, ended]})
+    run, store = Run(), Store()
+    run.summary, run.finished = {**SUMMARY, "status": "completed"}, True
+    driving.Driver(run, store, ["a"], str(tmp_path), [began]).drive()  # pyright: ignore[reportArgumentType]
+    assert store.told == [("a", "failed"), ("a", "exited")]
+
+
+def test_an_order_counts_from_the_moment_the_owner_is_one(tmp_path: Path) -> None:
+    class Session:
+        def __enter__(self) -> None:
+            orders.give(tmp_path, "stop")
+
+        def __exit__(self, *_error: object) -> None:
+            pass
+
+        def handle(self, _event: dict[str, Any]) -> None:
+            pass
+
+    run, store = Run(), Store()
+
+    def next_events(seconds: float) -> list[dict[str, Any]]:
+        run.summary, run.finished = SUMMARY, True
+        return []
+
+    run.next_events = next_events
+    driver = driving.Driver(run, store, ["a"], str(tmp_path), session=Session())  # pyright: ignore[reportArgumentType]
+    with pytest.raises(RunInterruptedError):
+        driver.drive()
+    assert run.reasons == ["interrupt"]
+
+
 @pytest.mark.parametrize(("order", "reasons"), [("stop", ["interrupt"]), ("kill", ["interrupt", "kill"])])
 def test_an_order_acts_as_signals_do_and_old_ones_do_not(tmp_path: Path, order: str, reasons: list[str]) -> None:
     orders.give(tmp_path, "kill")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 from step_engine import DockerEngine, DockerRun, cli, lease, orders, read_run
@@ -108,12 +110,62 @@ def test_an_order_is_taken_once_and_only_whole(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [orders.FILE_NAME]  # noqa: PTH208
 
 
+def test_an_order_that_comes_while_another_is_read_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_text = Path.read_text
+
+    def slowly(path: Path) -> str:
+        text = read_text(path)
+        orders.give(tmp_path, "kill")
+        return text
+
+    orders.give(tmp_path, "stop")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", slowly)
+        assert orders.take(tmp_path) == 1
+    assert [orders.take(tmp_path), orders.take(tmp_path)] == [2, 0]
+
+
+def test_a_lease_on_a_directory_that_was_removed_is_worth_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "run"
+    is_taken, removed = lease._is_taken, []
+
+    def after_gc(file: IO[str]) -> bool:
+        # As if `gc` had held the lock until now.
+        if not removed:
+            removed.append(shutil.rmtree(directory))
+        return is_taken(file)
+
+    monkeypatch.setattr(lease, "_is_taken", after_gc)
+    held = lease.Lease.take(directory)
+    with pytest.raises(RunOwnedError):
+        lease.Lease.take(directory)
+    held.release()
+
+
+def test_stop_does_not_guess_which_run_is_meant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capacity = {"cpu_millis": 1000, "memory_bytes": 1, "gpus": 0}
+    for name in ("same-1", "same-2"):
+        directory = tmp_path / "step_engine" / "runs" / name
+        directory.mkdir(parents=True)
+        header = {"version": 2, "plan": {"run_id": name, "steps": [{"name": "a"}]}, "capacity": capacity}
+        line = json.dumps({**header, "prepare": False, "began_unix_nanos": 7})
+        (directory / "journal.jsonl").write_text(f"{line}\n")
+    assert cli.main(["stop", "same", "--config-path", str(tmp_path)]) == 1
+    assert "Several runs begin with same: " in capsys.readouterr().err
+
+
 def test_without_locks_the_heartbeat_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "_try_lock", lambda _file, shared: None)
     held = lease.Lease.take(tmp_path)
     assert lease.owner_lives(tmp_path) is True
     path = tmp_path / lease.FILE_NAME
     path.write_text(json.dumps({"pid": os.getpid() + 1, "host": "elsewhere"}))
+    with pytest.raises(RunOwnedError, match="elsewhere"):
+        lease.Lease.take(tmp_path)
+    # Process ids are those of a machine.
+    path.write_text(json.dumps({"pid": os.getpid(), "host": "elsewhere"}))
     with pytest.raises(RunOwnedError, match="elsewhere"):
         lease.Lease.take(tmp_path)
     os.utime(path, (1, time.time() - 60))

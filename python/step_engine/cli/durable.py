@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import shutil
@@ -236,10 +237,7 @@ def stop(options: argparse.Namespace) -> int:
     """
     from step_engine import DockerEngine
 
-    try:
-        run = find(options)
-    except StepEngineError:
-        run = None
+    run = find(options, or_none=True)
     if run is not None and run.status == "running":
         return _stop_through_owner(run, options)
     name = run.name if run is not None else options.run
@@ -339,9 +337,13 @@ def gc(options: argparse.Namespace) -> int:
 
 
 def _touched(directory: Path) -> float:
-    """When anything was last written there."""
-    times = [path.stat().st_mtime for path in directory.iterdir()]
-    return max([directory.stat().st_mtime, *times])
+    """When anything was last written there: now, should somebody else remove it meanwhile."""
+    newest = 0.0
+    with contextlib.suppress(FileNotFoundError):
+        for path in (directory, *directory.iterdir()):
+            with contextlib.suppress(FileNotFoundError):
+                newest = max(newest, path.stat().st_mtime)
+    return newest or time.time()
 
 
 def _use_config_path(options: argparse.Namespace) -> None:

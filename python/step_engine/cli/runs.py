@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, overload
 
 from step_engine.errors import StepEngineError
 
@@ -293,14 +293,23 @@ def all_runs(options: argparse.Namespace) -> list[Run]:
     return sorted(runs, key=lambda run: run.record["began_unix_seconds"], reverse=True)
 
 
-def find(options: argparse.Namespace) -> Run:
+@overload
+def find(options: argparse.Namespace) -> Run: ...
+
+
+@overload
+def find(options: argparse.Namespace, *, or_none: bool) -> Run | None: ...
+
+
+def find(options: argparse.Namespace, *, or_none: bool = False) -> Run | None:
     """Finds the run that is meant.
 
     Args:
         options: The command's arguments.
+        or_none: Not to find one is no mistake.
 
     Returns:
-        The run whose id begins as asked for, or the newest.
+        The run whose id begins as asked for, or the newest; none where there is none and none will do.
 
     Raises:
         StepEngineError: There is none, or several.
@@ -311,6 +320,8 @@ def find(options: argparse.Namespace) -> Run:
         runs = exact or [run for run in runs if run.name.startswith(options.run)]
         if len(runs) > 1:
             raise StepEngineError(f"Several runs begin with {options.run}: {', '.join(run.name for run in runs)}.")
+    if not runs and or_none:
+        return None
     if not runs:
         which = f"no run {options.run}" if options.run else "no run"
         raise StepEngineError(f"There is {which} in {root(options)}; `step-engine runs` lists those that are there.")

@@ -21,6 +21,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 use super::fixture::{Fixture, Memory};
+use super::outage::{Line, socket};
 
 /// Somebody who drives a run and dies.
 struct Owner {
@@ -214,6 +215,32 @@ async fn a_step_in_a_worker_is_followed_to_its_end() {
         assert!(memory.started().unwrap().warm);
         assert_eq!(memory.usage().len(), 1, "{isolation}");
         assert!(heir.close().await.is_empty());
+    }
+    fixture.leaves_nothing().await;
+}
+
+/// An heir whose first looks at each container fail.
+async fn heir_on_a_bad_line(fixture: &Fixture, died: (String, BTreeMap<String, ContainerSpec>), step: &str) {
+    let (line, engine) = Line::to(&socket(fixture).unwrap(), "heir").await;
+    let run = RunIdentity { run_id: died.0, pipeline: "rust tests".into(), component: None };
+    let heir = Arc::new(DockerExecutor::new(engine, run, died.1, None).unwrap());
+    line.cut_lookers(3);
+    Arc::clone(&heir).take_over(TakeOver { attempts: vec![left(step)], launched: Vec::new() }).await;
+    let (outcome, memory) = adopt(&heir, 0, step).await;
+    assert_eq!((outcome, memory.text().as_str()), (Some(Outcome::Completed), "ready\n"));
+    assert!(heir.close().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_step_in_a_worker_is_not_taken_for_an_idle_one_while_the_engine_is_away() {
+    let Some(fixture) = Fixture::new("adopt-away").await else { return };
+    if socket(&fixture).is_none() {
+        return;
+    }
+    for isolation in ["container", "process"] {
+        let owner = Owner::new(&fixture, &warm(&fixture, &["sleep 6000"], isolation, &[])).await;
+        owner.launch(spec(0, "sleep 6000")).until_ready().await;
+        heir_on_a_bad_line(&fixture, owner.die(), "sleep 6000").await;
     }
     fixture.leaves_nothing().await;
 }

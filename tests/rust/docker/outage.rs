@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
@@ -22,6 +23,8 @@ pub(super) struct Line {
     task: Option<JoinHandle<()>>,
     /// Requests whose first line has this in it are answered with an error.
     refused: Option<&'static str>,
+    /// So many connections are still to be cut by a request that looks at one container.
+    cuts: Arc<AtomicU32>,
 }
 
 impl Line {
@@ -31,30 +34,32 @@ impl Line {
 
     pub(super) async fn refusing(engine: &str, name: &str, refused: Option<&'static str>) -> (Self, Engine) {
         let path = std::env::temp_dir().join(format!("step-engine-line-{}-{name}.sock", std::process::id()));
-        let mut line = Self { path, engine: PathBuf::from(engine), task: None, refused };
+        let mut line = Self { path, engine: PathBuf::from(engine), task: None, refused, cuts: Arc::default() };
         line.connect();
         let host = Some(format!("unix://{}", line.path.display()));
         let engine = Engine::connect(ConnectOptions { host, ..ConnectOptions::default() }).await.unwrap();
         (line, engine)
     }
 
+    /// From now on, so many connections are cut when they ask for the state or the output of one container.
+    pub(super) fn cut_lookers(&self, connections: u32) {
+        self.cuts.store(connections, Ordering::SeqCst);
+    }
+
     pub(super) fn connect(&mut self) {
         drop(std::fs::remove_file(&self.path));
         let listener = UnixListener::bind(&self.path).unwrap();
         let engine = Arc::new(self.engine.clone());
-        let refused = self.refused;
+        let (refused, cuts) = (self.refused, Arc::clone(&self.cuts));
         self.task = Some(tokio::spawn(async move {
             // Dropped with this task, and with it every connection is cut.
             let mut connections = tokio::task::JoinSet::new();
             loop {
-                let (mut near, _) = listener.accept().await.unwrap();
-                let engine = Arc::clone(&engine);
+                let (near, _) = listener.accept().await.unwrap();
+                let (engine, cuts) = (Arc::clone(&engine), Arc::clone(&cuts));
                 connections.spawn(async move {
-                    let mut far = UnixStream::connect(&*engine).await.unwrap();
-                    match refused {
-                        None => drop(tokio::io::copy_bidirectional(&mut near, &mut far).await),
-                        Some(part) => drop(hand_on(near, far, part).await),
-                    }
+                    let far = UnixStream::connect(&*engine).await.unwrap();
+                    drop(hand_on(near, far, refused, &cuts).await);
                 });
             }
         }));
@@ -68,27 +73,43 @@ impl Line {
     }
 }
 
-async fn hand_on(near: UnixStream, far: UnixStream, refused: &str) -> std::io::Result<()> {
+async fn hand_on(
+    near: UnixStream,
+    far: UnixStream,
+    refused: Option<&'static str>,
+    cuts: &AtomicU32,
+) -> std::io::Result<()> {
     let (mut from_near, mut to_near) = near.into_split();
     let (mut from_far, mut to_far) = far.into_split();
-    let back = tokio::spawn(async move {
-        let copied = tokio::io::copy(&mut from_far, &mut to_near).await;
-        (copied, to_near)
+    // Dropped with this future, and with it the way back is cut.
+    let mut back = tokio::task::JoinSet::new();
+    back.spawn(async move {
+        drop(tokio::io::copy(&mut from_far, &mut to_near).await);
+        to_near
     });
     let mut bytes = vec![0; 64 * 1024];
     loop {
         let count = from_near.read(&mut bytes).await?;
         let text = String::from_utf8_lossy(&bytes[..count]);
-        if text.lines().next().is_some_and(|line| line.ends_with("HTTP/1.1") && line.contains(refused)) {
+        let request = text.lines().next().filter(|line| line.ends_with("HTTP/1.1")).unwrap_or_default();
+        let looks = request.contains("/logs?") || request.contains("/json") && !request.contains("/containers/json");
+        let one_less = |left: u32| left.checked_sub(1);
+        if looks && cuts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok() {
+            return Ok(());
+        }
+        if refused.is_some_and(|part| request.contains(part)) {
             to_far.shutdown().await?;
-            let (_, mut to_near) = back.await?;
+            let Some(to_near) = back.join_next().await else { return Ok(()) };
+            let mut to_near = to_near?;
             let answer = "{\"message\": \"no such controller\"}";
             let head = "HTTP/1.1 500 No\r\nConnection: close\r\nContent-Type: application/json";
             let length = answer.len();
             return to_near.write_all(format!("{head}\r\nContent-Length: {length}\r\n\r\n{answer}").as_bytes()).await;
         }
         if count == 0 {
-            return to_far.shutdown().await;
+            to_far.shutdown().await?;
+            drop(back.join_next().await);
+            return Ok(());
         }
         to_far.write_all(&bytes[..count]).await?;
     }
