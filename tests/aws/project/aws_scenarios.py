@@ -93,7 +93,10 @@ def chain() -> None:
     total(numbers())
 
 
-@pipeline(settings=SETTINGS, execution_mode=MODE)
+@pipeline(
+    settings={**SETTINGS, "orchestrator": {"environment": {"SLOW_SECONDS": os.environ.get("SLOW_SECONDS", "120")}}},
+    execution_mode=MODE,
+)
 def failing() -> None:
     """A branch that breaks, one that is slower, and what follows on each."""
     values = numbers()
