@@ -56,8 +56,8 @@ pub enum Input {
         /// How, after whoever knows better than the exit code was asked.
         verdict: Verdict,
     },
-    /// The leader asks for a step; nothing happens in a plan without one. One that failed and may be tried again gets its next attempt; its description stays as it
-    /// was. Any other step that the plan has already is left alone.
+    /// The leader asks for a step; nothing happens in a plan without one. One that failed and may be tried again gets its next
+    /// attempt; its description stays as it was. Any other step that the plan has already is left alone.
     StepRequested {
         /// The step. It waits for no other.
         spec: StepSpec,
