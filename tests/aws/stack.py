@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import secrets
 import shutil
@@ -173,6 +174,15 @@ class Project:
             ["stack", "set", self.name],
         ):
             self.zenml(*arguments)
+
+    def copied_to(self, folder: Path) -> Project:
+        """A colleague's folder with the same code and stack. ZenML clients cannot begin at the same time in one folder:
+        one reads `.zen/config.yaml` while another one writes it, and finds it empty."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        other = copy.copy(self)
+        other.folder = folder
+        other.environment = {**self.environment, "ZENML_CONFIG_PATH": str(folder / "config")}
+        return other
 
     def zenml(self, *arguments: str, check: bool = True, **environment: str) -> str:
         """Runs a command of ZenML in the project's folder and returns its output."""

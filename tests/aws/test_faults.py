@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from bench_client import Bench
@@ -47,15 +48,14 @@ def test_throttling_and_a_lost_answer_start_nothing_twice(aws_project: Project, 
     assert len(bench.client("stepfunctions").list_executions(stateMachineArn=machine)["executions"]) == 1
 
 
-def test_two_clients_submit_the_same_pipeline_at_once(aws_project: Project, bench: Bench) -> None:
+def test_two_clients_submit_the_same_pipeline_at_once(aws_project: Project, bench: Bench, tmp_path: Path) -> None:
     machines, ecs = bench.client("stepfunctions"), bench.client("ecs")
 
     def made() -> list[str]:
         found = machines.list_state_machines()["stateMachines"]
         return [machine["stateMachineArn"] for machine in found if machine["name"].startswith("together-")]
 
-    # The image is there before: clients that build one tag in one engine at the same time move it under each other, and
-    # ZenML then finds no digest or two.
+    # The image is there before: what two builds of one tag in one engine make is a matter between ZenML and the engine.
     code, output = aws_project.run("aws_scenarios.py", "chain", TEST_PIPELINE_NAME="together")
     assert code == 0, output
     (machine,) = made()
@@ -63,13 +63,13 @@ def test_two_clients_submit_the_same_pipeline_at_once(aws_project: Project, benc
     for definition in ecs.list_task_definitions()["taskDefinitionArns"]:
         if "-se-" in definition:
             ecs.deregister_task_definition(taskDefinition=definition)
-    processes = [aws_project.start("aws_scenarios.py", "chain", TEST_PIPELINE_NAME="together") for _ in range(2)]
+    projects = [aws_project, aws_project.copied_to(tmp_path / "other")]
+    processes = [project.start("aws_scenarios.py", "chain", TEST_PIPELINE_NAME="together") for project in projects]
     outputs = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    (again,) = made()
-    assert again == machine
+    (machine,) = made()
     executions = machines.list_executions(stateMachineArn=machine)["executions"]
-    assert len([one for one in executions if one["status"] == "SUCCEEDED"]) >= 2
+    assert [execution["status"] for execution in executions] == ["SUCCEEDED"] * 2
 
 
 def started(project: Project, pipeline: str) -> tuple[object, str]:
