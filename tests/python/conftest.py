@@ -169,6 +169,7 @@ class Project:
             "capture.py",
             "copied.py",
             "dynamic_scenarios.py",
+            "operators.py",
         ):
             shutil.copy(Path(__file__).parent / name, folder)
         for arguments in (

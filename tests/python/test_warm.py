@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable
@@ -141,6 +143,43 @@ def test_warming_workers_do_not_survive_a_killed_client(
         left = ended("places").containers
         if left:
             subprocess.run(["docker", "rm", "-f", *left], capture_output=True, check=True)
+
+
+@pytest.fixture(scope="module")
+def step_operator(sqlite_project: Project) -> str:
+    """Name of a flavor of step operators."""
+    sqlite_project.zenml("step-operator", "flavor", "register", "operators.HereFlavor")
+    return "here"
+
+
+@isolations
+def test_a_step_operator_and_a_secret_of_the_stack(
+    project: Project, ended: Look, step_operator: str, isolation: str
+) -> None:
+    token = secrets.token_urlsafe()
+    name = f"here_{isolation}"
+    project.zenml("secret", "create", name, f"--token={token}")
+    project.zenml("step-operator", "register", name, "-f", step_operator, f"--token={{{{{name}.token}}}}")
+    project.zenml("stack", "register", name, "-o", "my_docker_orchestrator", "-a", "default", "-s", name)
+    project.zenml("stack", "set", name)
+    try:
+        code, output = project.run("operated", isolation, MODULE)
+    finally:
+        project.zenml("stack", "set", "my_stack")
+    assert code == 0, output
+    run = ended("operated")
+    assert run.status == "completed"
+    assert run.attempts == {"plain": ["completed"], "elsewhere": ["completed"], "after": ["completed"]}
+    assert run.containers == []
+    log = log_of(run, "elsewhere")
+    assert f"OPERATOR runs elsewhere with the secret {hashlib.sha256(token.encode()).hexdigest()}" in log
+    assert "with 1" in log and "ELSEWHERE" in log
+    assert "after 2" in log_of(run, "after")
+    assert all(run.run.steps[step].run_metadata["warm"] for step in ("elsewhere", "after"))
+    # Nowhere in what is kept of the run.
+    kept = [path for path in run.log_directory.rglob("*") if path.is_file()]
+    assert kept and not [path for path in kept if token.encode() in path.read_bytes()]
+    assert token not in output
 
 
 def test_the_package_is_copied_to_an_engine_elsewhere(project: Project, ended: Look) -> None:
