@@ -6,6 +6,7 @@ import hashlib
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,6 +126,29 @@ def test_workers_do_not_survive_a_killed_client(
         left = ended("abandoned").containers
         if left:
             subprocess.run(["docker", "rm", "-f", *left], capture_output=True, check=True)
+
+
+@isolations
+def test_a_server_that_is_away_while_a_step_ends_is_waited_for(
+    server_project: Project, until: Callable[..., None], isolation: str
+) -> None:
+    server = server_project.records.server
+    assert server is not None
+    marker = server_project.folder / "scratch" / "lasts"
+    marker.unlink(missing_ok=True)
+    process = server_project.start("abandoned", isolation, MODULE)
+    try:
+        until(marker.exists, "the step to run", 120)
+        server.stop()
+        # The step lasts for 20 seconds, and ZenML waits for half a minute.
+        time.sleep(70)
+    finally:
+        server.start()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    run = server_project.ended("abandoned")
+    assert (run.status, run.containers) == ("completed", [])
+    assert run.attempts == {"lasts": ["completed"], "after": ["completed"]}
 
 
 def test_warming_workers_do_not_survive_a_killed_client(
