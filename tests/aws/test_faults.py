@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,9 +74,9 @@ def test_two_clients_submit_the_same_pipeline_at_once(aws_project: Project, benc
     assert [execution["status"] for execution in executions] == ["SUCCEEDED"] * 2
 
 
-def started(project: Project, pipeline: str) -> tuple[object, str]:
+def started(project: Project, pipeline: str, **environment: str) -> tuple[subprocess.Popen[str], str]:
     """A client that watches a run whose step `slow` has begun, and what it wrote until then."""
-    process = project.start("aws_scenarios.py", "waiting", TEST_PIPELINE_NAME=pipeline)
+    process = project.start("aws_scenarios.py", "waiting", TEST_PIPELINE_NAME=pipeline, **environment)
     assert process.stdout is not None
     seen = ""
     for line in process.stdout:
@@ -96,6 +98,22 @@ def test_a_task_that_aws_takes_away(aws_project: Project, bench: Bench) -> None:
     assert aws_project.steps(run) == {"numbers": ["completed"], "slow": ["failed"]}
     (row,) = aws_project.rows(run)["slow"]
     assert "Spot" in str(row.run_metadata["stopped_reason"])
+
+
+def test_a_zenml_server_that_is_away_while_a_step_ends(aws_project: Project) -> None:
+    process, seen = started(aws_project, "restarted", SLOW_SECONDS="5")
+    aws_project.server.stop()
+    try:
+        # In the task it is ZenML that waits, for half a minute.
+        time.sleep(10)
+    finally:
+        aws_project.server.start()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, seen + output
+    run = aws_project.newest("restarted")
+    assert run.status.value == "completed"
+    assert aws_project.steps(run) == {"numbers": ["completed"], "slow": ["completed"], "after": ["completed"]}
+    assert not [name for name in aws_project.secrets() if "/runs/" in name]
 
 
 def test_an_execution_that_somebody_aborts_in_the_console(

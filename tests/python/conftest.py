@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import secrets
 import shutil
 import socket
 import socketserver
@@ -14,7 +13,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +33,8 @@ os.environ.update(
     ZENML_ENABLE_REPO_INIT_WARNINGS="false",
     AUTO_OPEN_DASHBOARD="false",
 )
+
+from zenml_server import ZenmlServer  # noqa: E402
 
 import orchestrator  # noqa: E402
 from orchestrator.plan import CONTAINER_PYTHON_PATH  # noqa: E402
@@ -72,47 +72,10 @@ def _derived(base: str, name: str, instruction: str) -> Iterator[str]:
 class Records:
     """Where ZenML keeps its records: variables for the processes of a test, and the store for the test itself."""
 
-    def __init__(self, environment: dict[str, str], store: BaseZenStore, server: Server | None = None) -> None:
+    def __init__(self, environment: dict[str, str], store: BaseZenStore, server: ZenmlServer | None = None) -> None:
         self.environment = environment
         self.store = store
         self.server = server
-
-
-class Server:
-    """A ZenML server with passwords, in a process of its own, that step containers can reach."""
-
-    def __init__(self, folder: Path, address: str, port: int, password: str) -> None:
-        self.url = f"http://{address}:{port}"
-        self._log = folder / "log"
-        command = [sys.executable, "-m", "uvicorn", "zenml.zen_server.zen_server_api:app"]
-        self._command = [*command, "--host", address, "--port", str(port)]
-        self._environment = {
-            **os.environ,
-            "ZENML_CONFIG_PATH": str(folder / "config"),
-            "ZENML_LOCAL_STORES_PATH": str(folder / "stores"),
-            "ZENML_SERVER": "true",
-            "ZENML_SERVER_AUTO_ACTIVATE": "true",
-            "ZENML_DEFAULT_USER_PASSWORD": password,
-            # As every server that is to be restarted has one: what it signed before is good afterwards.
-            "ZENML_SERVER_JWT_SECRET_KEY": secrets.token_hex(32),
-        }
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Starts it and waits until it answers."""
-        with self._log.open("a") as log:
-            self._process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + 180
-        while not _answers(f"{self.url}/health"):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"ZenML's server did not start:\n{self._log.read_text()[-4000:]}")
-            time.sleep(0.2)
-
-    def stop(self) -> None:
-        """Ends it; what it knows stays."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(30)
 
 
 @pytest.fixture(scope="session")
@@ -125,19 +88,12 @@ def sqlite_records() -> Records:
 
 @pytest.fixture(scope="session")
 def server_records(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Records]:
-    """A ZenML server."""
-    from zenml.zen_stores.rest_zen_store import RestZenStore, RestZenStoreConfiguration
-
+    """A ZenML server that step containers can reach."""
     folder = tmp_path_factory.mktemp("server")
-    password = secrets.token_urlsafe()
-    server = Server(folder, *_address_for_containers(image), password)
-    url = server.url
+    server = ZenmlServer(folder, *_address_for_containers(image), os.environ)
     try:
         server.start()
-        login = {"ZENML_STORE_URL": url, "ZENML_STORE_USERNAME": "default", "ZENML_STORE_PASSWORD": password}
-        configuration = RestZenStoreConfiguration(url=url, username="default", password=password)
-        store = RestZenStore(config=configuration, skip_default_registrations=True)
-        yield Records({**login, "ZENML_CONFIG_PATH": str(folder / "client")}, store, server)
+        yield Records({**server.login, "ZENML_CONFIG_PATH": str(folder / "client")}, server.store, server)
     finally:
         server.stop()
 
@@ -154,14 +110,6 @@ def _address_for_containers(image: str) -> tuple[str, int]:
             free.bind((address, 0))
             return address, free.getsockname()[1]
     raise AssertionError("no address for a server")
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
 
 
 class Project:
