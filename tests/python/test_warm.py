@@ -128,15 +128,14 @@ def test_workers_do_not_survive_a_killed_client(
             subprocess.run(["docker", "rm", "-f", *left], capture_output=True, check=True)
 
 
-@isolations
 def test_a_server_that_is_away_while_a_step_ends_is_waited_for(
-    server_project: Project, until: Callable[..., None], isolation: str
+    server_project: Project, until: Callable[..., None]
 ) -> None:
     server = server_project.records.server
     assert server is not None
     marker = server_project.folder / "scratch" / "lasts"
     marker.unlink(missing_ok=True)
-    process = server_project.start("abandoned", isolation, MODULE)
+    process = server_project.start("abandoned", "process", MODULE)
     try:
         until(marker.exists, "the step to run", 120)
         server.stop()
@@ -169,25 +168,15 @@ def test_warming_workers_do_not_survive_a_killed_client(
             subprocess.run(["docker", "rm", "-f", *left], capture_output=True, check=True)
 
 
-@pytest.fixture(scope="module")
-def step_operator(sqlite_project: Project) -> str:
-    """Name of a flavor of step operators."""
-    sqlite_project.zenml("step-operator", "flavor", "register", "operators.HereFlavor")
-    return "here"
-
-
-@isolations
-def test_a_step_operator_and_a_secret_of_the_stack(
-    project: Project, ended: Look, step_operator: str, isolation: str
-) -> None:
-    token = secrets.token_urlsafe()
-    name = f"here_{isolation}"
+def test_a_step_operator_and_a_secret_of_the_stack(project: Project, ended: Look) -> None:
+    name, token = "here", secrets.token_urlsafe()
     project.zenml("secret", "create", name, f"--token={token}")
-    project.zenml("step-operator", "register", name, "-f", step_operator, f"--token={{{{{name}.token}}}}")
+    project.zenml("step-operator", "flavor", "register", "operators.HereFlavor")
+    project.zenml("step-operator", "register", name, "-f", "here", f"--token={{{{{name}.token}}}}")
     project.zenml("stack", "register", name, "-o", "my_docker_orchestrator", "-a", "default", "-s", name)
     project.zenml("stack", "set", name)
     try:
-        code, output = project.run("operated", isolation, MODULE)
+        code, output = project.run("operated", "process", MODULE)
     finally:
         project.zenml("stack", "set", "my_stack")
     assert code == 0, output
