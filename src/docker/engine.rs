@@ -1,11 +1,13 @@
 //! A connection to an engine, and what the engine is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bollard::models::SystemInfo;
 use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker};
 use http::HeaderValue;
 use serde::Serialize;
+use tokio::time::{Instant, sleep};
 
 use super::endpoint::{self, Address, Endpoint, Surroundings};
 use super::error::{self, DockerError};
@@ -17,6 +19,13 @@ pub const MINIMUM_API: (usize, usize) = (1, 41);
 
 /// Waiting time for the engine's answer, in seconds. Creating on a busy disk takes long.
 const REQUEST_TIMEOUT_SECONDS: u64 = 120;
+
+/// How long an engine may be away, for instance while it restarts, before what was asked of it counts as failed and its
+/// containers as lost.
+pub(super) const ENGINE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The pauses between two requests to an engine that is away grow to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Choices that the surroundings do not make.
 #[derive(Debug, Clone, Default)]
@@ -155,6 +164,58 @@ impl Engine {
             ..plain_info(&system, version.version)
         };
         Ok(Self { docker, info: Arc::new(info), around: Arc::new(around) })
+    }
+}
+
+/// Waiting for an engine that is away, in pauses that grow.
+#[derive(Debug)]
+pub(super) struct Outage {
+    begun: Instant,
+    patience: Duration,
+    pause: Duration,
+}
+
+impl Outage {
+    /// It begins now.
+    pub(super) fn new() -> Self {
+        Self { begun: Instant::now(), patience: ENGINE_PATIENCE, pause: Duration::from_millis(100) }
+    }
+
+    /// It begins again; the patience is what the earlier ones have left of it.
+    pub(super) fn begin(&mut self) {
+        self.begun = Instant::now();
+    }
+
+    /// The engine is back.
+    pub(super) fn end(&mut self) {
+        self.patience = self.patience.saturating_sub(self.begun.elapsed());
+    }
+
+    /// Whether it is longer than anybody waits.
+    pub(super) fn is_too_long(&self) -> bool {
+        self.begun.elapsed() >= self.patience
+    }
+
+    /// Waits until the engine may be asked again.
+    ///
+    /// Cancel safe.
+    pub(super) async fn pause(&mut self) {
+        sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Asks the engine; one that is away is asked again for [`ENGINE_PATIENCE`].
+pub(super) async fn patiently<T, F>(mut ask: impl FnMut() -> F) -> Result<T, DockerError>
+where
+    F: Future<Output = Result<T, DockerError>>,
+{
+    let mut outage = Outage::new();
+    loop {
+        match ask().await {
+            Err(error) if error.is_engine_away() && !outage.is_too_long() => outage.pause().await,
+            answer => return answer,
+        }
     }
 }
 

@@ -65,7 +65,7 @@ pub(in super::super) async fn run(
             Some(()) => remove_or_warn(attempt, &container).await,
             None => None,
         },
-        None => dispose(attempt, &container, &outcome, true).await,
+        None => dispose(attempt, &container, &outcome).await,
     };
     (outcome, left)
 }

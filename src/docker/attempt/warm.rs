@@ -9,13 +9,14 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::super::container::Found;
+use super::super::engine::patiently;
 use super::super::error::DockerError;
 use super::super::frames::Done;
 use super::super::log::Log;
 use super::super::outlet::{Event, Outlet};
 use super::super::pool::{Lease, Taken};
 use super::super::worker::{NEVER_BEGAN, Worker};
-use super::{Attempt, EXIT_PATIENCE, Exit, Signals, dispose, has_ended, judge, lost, patiently, wait_once, watch};
+use super::{Attempt, EXIT_PATIENCE, Exit, Signals, dispose, has_ended, judge, lost, wait_once, watch};
 use crate::event::{Outcome, Usage};
 use crate::runner::{AttemptControl, StopForce};
 
@@ -72,7 +73,8 @@ async fn begin_in(attempt: &Attempt, taken: Taken, control: &mut AttemptControl)
         () = control.stop_requested(StopForce::Graceful) => return Beginning::Over(Outcome::Stopped),
         () = sleep_until(deadline) => return Beginning::Cold,
         worker = worker => match worker {
-            Ok(worker) => worker,
+            Ok(Some(worker)) => worker,
+            Ok(None) => return Beginning::Cold,
             Err(_) => {
                 lease.failed(false);
                 return Beginning::Cold;
@@ -112,18 +114,19 @@ async fn begin_in(attempt: &Attempt, taken: Taken, control: &mut AttemptControl)
 /// No word of the beginning has come, and none is waited for: the worker died or never got ready, or the word was lost with
 /// the connection.
 async fn ended(worker: Worker, lease: Lease) -> Beginning {
-    let mut state = patiently(&worker.container).await;
+    let is_cut_off = worker.is_cut_off().await;
+    let mut state = patiently(|| worker.container.inspect()).await;
     if runs(&state) {
         // Its output ends a little earlier than it does.
         drop(timeout(END_PATIENCE, wait_once(&worker.container)).await);
-        state = patiently(&worker.container).await;
+        state = patiently(|| worker.container.inspect()).await;
     }
     let killed = runs(&state) && worker.has_begun().await != Some(true);
     if killed {
         // It may read its go at any moment; nothing but its end makes sure that it does not.
         drop(worker.container.signal("SIGKILL").await);
         drop(timeout(END_PATIENCE, wait_once(&worker.container)).await);
-        state = patiently(&worker.container).await;
+        state = patiently(|| worker.container.inspect()).await;
     }
     let code = match state {
         Ok(Found::Here(state)) if !has_ended(&state) && !killed => None,
@@ -143,7 +146,9 @@ async fn ended(worker: Worker, lease: Lease) -> Beginning {
             Beginning::Over(lost("the connection to the engine broke when the step began"))
         }
         (false, _) => {
-            lease.failed(false);
+            if !is_cut_off {
+                lease.failed(false);
+            }
             lease.retire(worker);
             Beginning::Cold
         }
@@ -234,7 +239,7 @@ pub(super) async fn all_output(
 /// Lets the container of a worker that served its one step go, or stay if it is to be kept.
 async fn end_of(attempt: &Attempt, worker: Worker, outcome: &Outcome, may_run: bool) -> Option<String> {
     let container = worker.container.clone();
-    if may_run && super::keeps(attempt, outcome, true) {
+    if may_run && super::keeps(attempt, outcome) {
         let ended = timeout(EXIT_PATIENCE, wait_once(&container)).await;
         if ended.is_err() {
             // One that has ended needs no signal; one that cannot be told is named when the run is closed.
@@ -242,5 +247,5 @@ async fn end_of(attempt: &Attempt, worker: Worker, outcome: &Outcome, may_run: b
         }
     }
     drop(worker);
-    dispose(attempt, &container, outcome, true).await
+    dispose(attempt, &container, outcome).await
 }
