@@ -341,4 +341,31 @@ mod tests {
         assert!(with("name=rootless").rootless);
         assert!(!with("name=seccomp,profile=default").rootless);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_stays_away_is_asked_for_a_minute() {
+        let away = || async { Err::<(), _>(DockerError::of("ask")(bollard::errors::Error::RequestTimeoutError)) };
+        let begin = Instant::now();
+        assert!(patiently(away).await.is_err());
+        let waited = begin.elapsed();
+        assert!(waited >= ENGINE_PATIENCE && waited <= ENGINE_PATIENCE + LONGEST_PAUSE, "{waited:?}");
+        // What it refuses is an answer.
+        let begin = Instant::now();
+        assert!(patiently(|| async { Err::<(), _>(DockerError::spec("a", "b")) }).await.is_err());
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_patience_is_shared_by_all_outages_and_not_spent_between_them() {
+        let mut outage = Outage::new();
+        sleep(Duration::from_secs(40)).await;
+        assert!(!outage.is_too_long());
+        outage.end();
+        sleep(Duration::from_secs(600)).await;
+        outage.begin();
+        sleep(Duration::from_secs(19)).await;
+        assert!(!outage.is_too_long());
+        sleep(Duration::from_secs(1)).await;
+        assert!(outage.is_too_long());
+    }
 }

@@ -46,6 +46,7 @@ pub(super) struct Log {
     pump: JoinHandle<()>,
     bytes: Arc<AtomicU64>,
     broken: bool,
+    of_worker: bool,
 }
 
 impl Log {
@@ -94,16 +95,30 @@ impl Log {
             }
             to.ended();
         });
-        Self { receiver, pump, bytes, broken: false }
+        Self { receiver, pump, bytes, broken: false, of_worker: false }
+    }
+
+    /// The same of a warm worker: its input ends with the first connection, whatever becomes of the engine. It is told
+    /// nothing any more, and its word for the end of its step may have been lost; then its own end tells.
+    pub(super) fn of_worker(mut self) -> Self {
+        self.of_worker = true;
+        self
     }
 
     /// Attaches anew after the connection was found broken while the process runs.
     pub(super) async fn reconnect(&mut self, container: &Container) -> Result<(), DockerError> {
         self.pump.abort();
         self.broken = true;
-        let AttachContainerResults { output, input } = container.attach(false).await?;
+        let attached = container.attach(false).await;
+        if self.of_worker {
+            // One that has ended has no input.
+            drop(container.end_input().await);
+        }
+        let AttachContainerResults { output, input } = attached?;
+        let of_worker = self.of_worker;
         *self = Self::follow(Arc::clone(&self.receiver), output, input);
         self.broken = true;
+        self.of_worker = of_worker;
         Ok(())
     }
 

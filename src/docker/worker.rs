@@ -226,7 +226,7 @@ impl Recipe {
         greeted.map_err(|err| DockerError::of("greet a warm worker")(bollard::errors::Error::IOError { err }))?;
         let (outlet, events) = Outlet::new(nonce);
         // The log keeps the input, too: a write that fails must not end the connection.
-        let log = Log::follow(Arc::clone(&outlet) as _, output, input.clone());
+        let log = Log::follow(Arc::clone(&outlet) as _, output, input.clone()).of_worker();
         Ok((input, log, outlet, events))
     }
 }

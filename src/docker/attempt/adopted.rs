@@ -40,10 +40,11 @@ pub(in super::super) async fn run(
         Kind::Worker { nonce, earlier, shared } => {
             let (outlet, mut events) = Outlet::after(&nonce, earlier);
             outlet.call(Arc::clone(&attempt.sink), details);
-            let (mut log, is_whole) = Log::again(Arc::clone(&outlet) as _, &container, &*attempt.sink).await;
+            let (log, is_whole) = Log::again(Arc::clone(&outlet) as _, &container, &*attempt.sink).await;
             if !is_whole {
                 outlet.join();
             }
+            let mut log = log.of_worker();
             let done = warm::done_in(&mut events);
             let exit = watch(&container, &mut log, done, &mut signals, &mut control).await;
             let (exit, _) = warm::all_output(&log, &mut events, &outlet, exit).await;

@@ -35,6 +35,9 @@ struct Wire {
     /// The next request whose first line has this in it cuts the line.
     trap: Mutex<Option<(&'static str, Cut)>>,
     trapped: Notify,
+    /// Whether the engine is not to see that the line is cut, and what keeps its ends open.
+    unseen: AtomicBool,
+    kept: Mutex<Vec<std::os::unix::net::UnixStream>>,
 }
 
 /// When a request cuts the line.
@@ -69,6 +72,12 @@ impl Line {
     /// The next request whose first line has this in it cuts the line.
     pub(super) fn set_trap(&self, request: &'static str, cut: Cut) {
         *self.wire.trap.lock().unwrap() = Some((request, cut));
+    }
+
+    /// From now on, the engine does not see that connections are cut, as one that leaves its containers running when it
+    /// restarts: their inputs stay open.
+    pub(super) fn cut_unseen(&self) {
+        self.wire.unseen.store(true, Ordering::SeqCst);
     }
 
     /// Waits until the trap has cut the line.
@@ -107,6 +116,11 @@ impl Line {
 }
 
 async fn hand_on(near: UnixStream, far: UnixStream, wire: &Arc<Wire>) -> std::io::Result<()> {
+    let far = far.into_std()?;
+    if wire.unseen.load(Ordering::SeqCst) {
+        wire.kept.lock().unwrap().push(far.try_clone()?);
+    }
+    let far = UnixStream::from_std(far)?;
     let (mut from_near, mut to_near) = near.into_split();
     let (mut from_far, mut to_far) = far.into_split();
     let is_trapped = Arc::new(AtomicBool::new(false));

@@ -198,3 +198,27 @@ async fn an_engine_that_goes_away_while_limits_are_set_is_asked_for_them_again()
         bench.ends().await;
     }
 }
+
+/// An engine that restarts and leaves its containers running leaves their inputs open, too. A shared worker whose step ended
+/// meanwhile would wait for the next one forever, its word for the end being lost.
+#[tokio::test]
+async fn the_end_of_a_warm_step_is_seen_after_an_engine_that_left_the_workers_input_open() {
+    for isolation in ["container", "process"] {
+        // Over before the engine is back, and after.
+        for step in ["sleep 1500", "sleep 5000"] {
+            let Some((mut line, bench)) = bench("warm-open", isolation, &[], &[step, "say never"]).await else {
+                return;
+            };
+            line.cut_unseen();
+            bench.prepare(step);
+            bench.until_awake(1).await;
+            let running = bench.launch(step);
+            running.memory.until_ready().await;
+            line.cut().await;
+            pause(3000).await;
+            line.connect();
+            assert_eq!(running.end().await.0, Outcome::Completed, "{isolation} {step}");
+            bench.ends().await;
+        }
+    }
+}
