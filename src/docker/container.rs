@@ -15,7 +15,6 @@ use bollard::query_parameters::{
     RemoveContainerOptionsBuilder,
 };
 use futures_util::StreamExt as _;
-use tokio::io::AsyncWriteExt as _;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::engine::{ENGINE_PATIENCE, Engine, Outage};
@@ -296,17 +295,6 @@ impl Container {
         let options = AttachContainerOptionsBuilder::new().stream(true).stdin(stdin).stdout(true).stderr(true).build();
         let attached = self.engine.docker.attach_container(&self.id, Some(options)).await;
         attached.map_err(DockerError::of(format!("attach to container {}", self.name)))
-    }
-
-    /// Ends its standard input. It does so by itself when the connection that had it ends, except with an engine that went
-    /// away and left its containers running.
-    pub(super) async fn end_input(&self) -> Result<(), DockerError> {
-        let options = AttachContainerOptionsBuilder::new().stream(true).stdin(true).build();
-        let operation = format!("end the input of container {}", self.name);
-        let attached = self.engine.docker.attach_container(&self.id, Some(options)).await;
-        let AttachContainerResults { mut input, .. } = attached.map_err(DockerError::of(&*operation))?;
-        let ended = input.shutdown().await;
-        ended.map_err(|err| DockerError::of(operation)(bollard::errors::Error::IOError { err }))
     }
 
     pub(super) async fn start(&self) -> Result<(), DockerError> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bollard::container::{AttachContainerResults, LogOutput};
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt as _};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
@@ -46,7 +47,7 @@ pub(super) struct Log {
     pump: JoinHandle<()>,
     bytes: Arc<AtomicU64>,
     broken: bool,
-    of_worker: bool,
+    reconnected: Arc<Notify>,
 }
 
 impl Log {
@@ -95,14 +96,12 @@ impl Log {
             }
             to.ended();
         });
-        Self { receiver, pump, bytes, broken: false, of_worker: false }
+        Self { receiver, pump, bytes, broken: false, reconnected: Arc::default() }
     }
 
-    /// The same of a warm worker: its input ends with the first connection, whatever becomes of the engine. It is told
-    /// nothing any more, and its word for the end of its step may have been lost; then its own end tells.
-    pub(super) fn of_worker(mut self) -> Self {
-        self.of_worker = true;
-        self
+    /// Is told whenever the connection is a new one: what came between the two is in the engine's copy only.
+    pub(super) fn reconnected(&self) -> Arc<Notify> {
+        Arc::clone(&self.reconnected)
     }
 
     /// Attaches anew after the connection was found broken while the process runs.
@@ -110,15 +109,13 @@ impl Log {
         self.pump.abort();
         self.broken = true;
         let attached = container.attach(false).await;
-        if self.of_worker {
-            // One that has ended has no input.
-            drop(container.end_input().await);
-        }
+        // Also when that fails: then more is missed.
+        self.reconnected.notify_one();
         let AttachContainerResults { output, input } = attached?;
-        let of_worker = self.of_worker;
+        let reconnected = self.reconnected();
         *self = Self::follow(Arc::clone(&self.receiver), output, input);
         self.broken = true;
-        self.of_worker = of_worker;
+        self.reconnected = reconnected;
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use super::container::{self, Container, Owner, Place, RunIdentity, label};
 use super::engine::{Engine, patiently};
 use super::error::DockerError;
 use super::files::Archives;
-use super::frames::{self, Frame, Nonce, Piece, Splitter};
+use super::frames::{self, Done, Frame, Nonce, Piece, Splitter};
 use super::image::Images;
 use super::limits::{Limits, Shares};
 use super::log::Log;
@@ -226,7 +226,7 @@ impl Recipe {
         greeted.map_err(|err| DockerError::of("greet a warm worker")(bollard::errors::Error::IOError { err }))?;
         let (outlet, events) = Outlet::new(nonce);
         // The log keeps the input, too: a write that fails must not end the connection.
-        let log = Log::follow(Arc::clone(&outlet) as _, output, input.clone()).of_worker();
+        let log = Log::follow(Arc::clone(&outlet) as _, output, input.clone());
         Ok((input, log, outlet, events))
     }
 }
@@ -295,6 +295,12 @@ impl Worker {
         Some(begun > self.served)
     }
 
+    /// By what its frames are known, and the steps that ended in it before the one that it serves.
+    pub(super) fn record(&self, has_counted: bool) -> Record {
+        let earlier = self.served - usize::from(has_counted);
+        Record { container: self.container.clone(), nonce: self.nonce.clone(), earlier }
+    }
+
     /// Ends it and removes its container. Returns the container's name when it stays against our will.
     pub(super) async fn remove(self) -> Option<String> {
         self.outlet.leave();
@@ -306,5 +312,31 @@ impl Worker {
             control.recorded().await;
         }
         container.remove().await.err().map(|_| container.name)
+    }
+}
+
+/// The engine's own copy of what a worker wrote, for one step that it serves.
+pub(super) struct Record {
+    pub(super) container: Container,
+    pub(super) nonce: Nonce,
+    /// Steps that it served before.
+    pub(super) earlier: usize,
+}
+
+impl Record {
+    /// The worker's word for the end of the step; none when there is none yet, or no copy.
+    pub(super) async fn done(&self) -> Option<Done> {
+        let options = LogsOptionsBuilder::new().stdout(true).build();
+        let mut copy = self.container.engine.docker.logs(&self.container.id, Some(options));
+        let mut splitter = Splitter::new(&self.nonce);
+        let mut ends = Vec::new();
+        while let Some(piece) = copy.next().await {
+            splitter.push(piece.ok()?.into_bytes(), |piece| {
+                if let Piece::Frame(Frame::Done(done)) = piece {
+                    ends.push(done);
+                }
+            });
+        }
+        ends.into_iter().nth(self.earlier)
     }
 }

@@ -6,6 +6,7 @@ use super::super::log::{Log, Plain};
 use super::super::outlet::Outlet;
 use super::super::run_args::RunArgs;
 use super::super::survivors::{Kind, Survivor};
+use super::super::worker::Record;
 use super::{Attempt, Exit, Signals, dispose, judge, remove_or_warn, warm, watch};
 use crate::event::{AttemptDetails, Outcome, Usage};
 use crate::runner::AttemptControl;
@@ -40,12 +41,12 @@ pub(in super::super) async fn run(
         Kind::Worker { nonce, earlier, shared } => {
             let (outlet, mut events) = Outlet::after(&nonce, earlier);
             outlet.call(Arc::clone(&attempt.sink), details);
-            let (log, is_whole) = Log::again(Arc::clone(&outlet) as _, &container, &*attempt.sink).await;
+            let (mut log, is_whole) = Log::again(Arc::clone(&outlet) as _, &container, &*attempt.sink).await;
             if !is_whole {
                 outlet.join();
             }
-            let mut log = log.of_worker();
-            let done = warm::done_in(&mut events);
+            let record = Record { container: container.clone(), nonce, earlier };
+            let done = warm::done_in(&mut events, &record, log.reconnected());
             let exit = watch(&container, &mut log, done, &mut signals, &mut control).await;
             let (exit, _) = warm::all_output(&log, &mut events, &outlet, exit).await;
             let outcome = judge(attempt, &container, exit.clone(), signals.sent).await;
