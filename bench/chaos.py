@@ -184,6 +184,9 @@ class Chaos:
                     time.sleep(chance.uniform(3, 20))
                     heir.kill()
                 code = heir.wait(RUN_SECONDS)
+            # Its owner was killed when it had nothing left to do; whether that is so is checked below.
+            if code == 1 and f"Run {run.name} has ended (completed)" in log.read_text(errors="replace"):
+                code = 0
         if code:
             raise BrokenError(
                 f"{run.name} ended with {code} after `{told}`:\n{log.read_text(errors='replace')[-3000:]}"
