@@ -5,8 +5,8 @@ The moment is a random number of completed steps and a random pause. The faults:
 
 - `owner`: SIGKILL of the process that drives the run, in every third run also of the one that resumes it
 - `container`: SIGKILL of a step's container
-- `engine`: the Docker engine is restarted, in every other run with containers that go on meanwhile; on an engine that this
-  script starts beside the machine's, which is not touched. Where none can be started this fault is left out
+- `engine`: the Docker engine is restarted, in every other pair of runs with containers that go on meanwhile; on an engine that
+  this script starts beside the machine's, which is not touched. Where none can be started this fault is left out
 - `database`: the SQLite file is locked for 30 s
 - `second`: another process tries to go on with the run while its owner lives
 
@@ -79,14 +79,16 @@ def main() -> int:
         chaos.child("setup")
         end = time.monotonic() + arguments.minutes * 60
         for at in range(arguments.runs):
-            # Every fault in both isolation modes.
-            fault = faults[at % len(faults)]
-            isolation = ("container", "process")[(at + at // len(faults)) % 2]
+            # Every fault in both isolation modes, that of the engine also with both ways to restart it.
+            before, place = divmod(at, len(faults))
+            fault = faults[place]
+            isolation = ("container", "process")[(before + place) % 2]
+            keep = bool(before // 2 % 2)
             begun = time.monotonic()
             if begun > end:
                 break
             try:
-                what = chaos.one(arguments.seed * 10_000 + at, fault, isolation)
+                what = chaos.one(arguments.seed * 10_000 + at, fault, isolation, keep=keep)
                 good[fault] += 1
             except (BrokenError, subprocess.SubprocessError) as error:
                 what = f"BROKEN: {error}"
@@ -142,8 +144,14 @@ class Chaos:
             raise BrokenError(f"{' '.join(arguments)} failed:\n{output[-3000:]}")
         return json.loads(lines[-1].removeprefix(MARK))
 
-    def one(self, seed: int, fault: str, isolation: str) -> str:
+    def one(self, seed: int, fault: str, isolation: str, *, keep: bool) -> str:
         """One run, one fault. Returns what was seen.
+
+        Args:
+            seed: Of the pipeline and the fault.
+            fault: One of `FAULTS`.
+            isolation: How steps are isolated.
+            keep: Whether containers go on while the engine restarts.
 
         Raises:
             BrokenError: A rule was broken.
@@ -151,7 +159,7 @@ class Chaos:
         chance = random.Random(seed)
         self._choose_engine(second=fault == "engine")
         if self._second_engine is not None and fault == "engine":
-            self._second_engine.keep_containers(bool(seed // len(FAULTS) % 2))
+            self._second_engine.keep_containers(keep)
         before = set(self._runs())
         log = self._sources / f"{seed}.log"
         arguments = ("run", str(seed), str(self._steps), isolation, self._image)
@@ -176,6 +184,9 @@ class Chaos:
                     time.sleep(chance.uniform(3, 20))
                     heir.kill()
                 code = heir.wait(RUN_SECONDS)
+            # Its owner was killed when it had nothing left to do; whether that is so is checked below.
+            if code == 1 and f"Run {run.name} has ended (completed)" in log.read_text(errors="replace"):
+                code = 0
         if code:
             raise BrokenError(
                 f"{run.name} ended with {code} after `{told}`:\n{log.read_text(errors='replace')[-3000:]}"

@@ -1,40 +1,36 @@
 //! One attempt, top to bottom: obtain a container, start, stream, wait, settle, remove.
 //!
-//! [`warm`] takes a worker out of the pool, if there is one; [`cold`] obtains a container by creating it. Watching, signals and
-//! the judgement of the end are the same for both.
+//! [`warm`] takes a worker out of the pool, if there is one; [`launch`] starts a container that it creates. Watching, signals
+//! and the judgement of the end are the same for both.
 
 pub(super) mod adopted;
+mod launch;
 mod signals;
 mod warm;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bollard::container::AttachContainerResults;
-use bollard::models::{ContainerState, ContainerStateStatusEnum};
+use bollard::models::ContainerState;
 use bollard::query_parameters::WaitContainerOptionsBuilder;
 use futures_util::stream::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use self::launch::Launched;
 use self::signals::Signals;
-use super::container::{self, Container, Found, Owner, Place, RunIdentity};
-use super::engine::Engine;
+use super::container::{Container, Found, RunIdentity};
+use super::engine::{Engine, patiently};
 use super::error::{self, DockerError};
 use super::files::Archives;
 use super::frames::Done;
-use super::gpu::{GpuLease, GpuPool};
+use super::gpu::GpuPool;
 use super::image::Images;
-use super::limits::{Limits, Shares};
-use super::log::Log;
+use super::log::{Log, Plain};
 use super::pool::Pool;
-use super::run_args::RunArgs;
 use super::spec::{ContainerSpec, KeepContainers};
 use crate::event::{AttemptDetails, Outcome};
 use crate::runner::{AttemptControl, AttemptSink, AttemptSpec, StopForce};
-
-/// How long an engine may be away, for instance while it restarts, before its containers count as lost.
-const ENGINE_PATIENCE: Duration = Duration::from_secs(60);
 
 const CHILD_OUT_OF_MEMORY: &str = "the memory limit was reached and a child process was killed";
 
@@ -63,16 +59,6 @@ pub(super) struct Attempt {
     pub(super) sink: Arc<dyn AttemptSink>,
 }
 
-/// A container that is ready to start, with its output attached.
-struct Ready {
-    container: Container,
-    image_id: Arc<str>,
-    attached: AttachContainerResults,
-    stop_signal: String,
-    // Held until the process is over.
-    lease: GpuLease,
-}
-
 /// How the process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Exit {
@@ -96,116 +82,49 @@ pub(super) async fn run(attempt: &Attempt, mut control: AttemptControl) -> (Outc
         }
         warm::Beginning::Cold => {}
     }
-    let Ready { container, image_id, attached, stop_signal, lease } = match cold(attempt, &mut control).await {
-        Ok(ready) => ready,
-        Err(outcome) => {
+    let launched = match launch::launch(attempt, &mut control).await {
+        Ok(launched) => launched,
+        Err(not_launched) => {
+            let outcome = not_launched.outcome.clone();
             attempt.sink.settled(&outcome);
-            return (outcome, None);
+            control.recorded().await;
+            return (outcome, not_launched.clear(attempt).await);
         }
     };
-    let (outcome, started) = supervise(attempt, &container, &image_id, attached, &stop_signal, &mut control).await;
-    drop(lease);
+    let container = launched.container.clone();
+    let outcome = supervise(attempt, launched, &mut control).await;
     attempt.sink.settled(&outcome);
     control.recorded().await;
-    let left = dispose(attempt, &container, &outcome, started).await;
+    let left = dispose(attempt, &container, &outcome).await;
     (outcome, left)
 }
 
-/// Resolves the image, creates a container and attaches to it. On an error or a stop nothing is left behind.
-async fn cold(attempt: &Attempt, control: &mut AttemptControl) -> Result<Ready, Outcome> {
-    let Attempt { engine, spec, container: wanted, .. } = attempt;
-    if control.stop_force().is_some() {
-        return Err(Outcome::Stopped);
-    }
-    let arguments = RunArgs::parse(&wanted.run_args).map_err(launch_failed)?;
-    let platform = arguments.platform.clone().or_else(|| wanted.platform.clone());
-    let image = arguments.image.clone().unwrap_or_else(|| wanted.image.clone());
-    // Waiting for an image or for GPUs changes nothing in the engine, so a stop may drop it.
-    let image_id = tokio::select! {
-        biased;
-        () = control.stop_requested(StopForce::Graceful) => return Err(Outcome::Stopped),
-        resolved = attempt.images.resolve(wanted, &image, platform.as_deref()) => resolved.map_err(launch_failed)?,
-    };
-    let lease = tokio::select! {
-        biased;
-        () = control.stop_requested(StopForce::Graceful) => return Err(Outcome::Stopped),
-        lease = attempt.gpus.acquire(spec.demand.gpus) => lease.ok_or_else(|| too_few_gpus(attempt))?,
-    };
-    let stop_signal = match &arguments.body.stop_signal {
-        Some(signal) => signal.clone(),
-        None => "SIGTERM".to_owned(),
-    };
-    let place = Place { run: &attempt.run, owner: Owner::Attempt { step: &spec.name, attempt: spec.attempt } };
-    let limits = Limits::of(wanted, &arguments.host, spec.demand);
-    // Beside warm steps that were given their share, the default of the engine may be another one.
-    let shares = if wanted.warm.is_some() { Shares::Normal } else { Shares::Default };
-    let body = container::body(place, wanted, arguments, &image_id, (limits, shares), lease.request());
-    // Creating is never dropped: a container whose id nobody has would stay.
-    let container = Container::create(engine, place, wanted, platform.as_deref(), body).await.map_err(launch_failed)?;
-    let attached = if control.stop_force().is_some() {
-        Err(Outcome::Stopped)
-    } else {
-        attach(attempt, &container).await.map_err(launch_failed)
-    };
-    match attached {
-        Ok(attached) => Ok(Ready { container, image_id, attached, stop_signal, lease }),
-        Err(outcome) => {
-            remove_or_warn(attempt, &container).await;
-            Err(outcome)
-        }
-    }
-}
-
-async fn attach(attempt: &Attempt, container: &Container) -> Result<AttachContainerResults, DockerError> {
-    attempt.archives.upload(container, &attempt.container.files).await?;
-    container.attach(false).await
-}
-
-fn launch_failed(error: impl ToString) -> Outcome {
-    Outcome::LaunchFailed { reason: error.to_string() }
-}
-
-fn too_few_gpus(attempt: &Attempt) -> Outcome {
-    launch_failed(format!(
-        "step `{}` asks for {} GPUs and the engine offers {}; install the NVIDIA container toolkit or lower the request",
-        attempt.spec.name,
-        attempt.spec.demand.gpus,
-        attempt.engine.info().gpu_ids.len()
-    ))
-}
-
-/// From the start to the end of the process and of its log. Tells whether the process was started.
-async fn supervise(
-    attempt: &Attempt,
-    container: &Container,
-    image_id: &Arc<str>,
-    attached: AttachContainerResults,
-    stop_signal: &str,
-    control: &mut AttemptControl,
-) -> (Outcome, bool) {
-    if control.stop_force().is_some() {
-        return (Outcome::Stopped, false);
-    }
-    // Starting is never dropped either: nobody would know whether the process runs.
-    if let Err(error) = container.start().await {
-        let runs = error.is_engine_away()
-            && matches!(patiently(container).await, Ok(Found::Here(state)) if was_started(&state));
-        if !runs {
-            let stopped = control.stop_force().is_some();
-            return (if stopped { Outcome::Stopped } else { launch_failed(error) }, false);
-        }
-    }
+/// From the start to the end of the process and of its log.
+async fn supervise(attempt: &Attempt, launched: Launched, control: &mut AttemptControl) -> Outcome {
+    let Launched { container, image_id, attached, stop_signal, blind, lease } = launched;
     attempt.sink.started(AttemptDetails {
         container_id: Some(container.id.clone()),
         container_name: Some(container.name.clone()),
         image_id: Some(image_id.to_string()),
         ..AttemptDetails::default()
     });
-    let mut log = Log::to_sink(Arc::clone(&attempt.sink), attached);
-    let mut signals = Signals::new(attempt, container, stop_signal, None, Some(Instant::now()));
-    let exit = watch(container, &mut log, std::future::pending(), &mut signals, control).await;
+    let mut log = if blind {
+        drop(attached);
+        let receiver = Arc::new(Plain(Arc::clone(&attempt.sink)));
+        Log::again(receiver, &container, &*attempt.sink).await.0
+    } else {
+        Log::to_sink(Arc::clone(&attempt.sink), attached)
+    };
+    let mut signals = Signals::new(attempt, &container, &stop_signal, None, Some(Instant::now()));
+    let exit = watch(&container, &mut log, std::future::pending(), &mut signals, control).await;
+    // The engine that ends a container as it goes may be back before anybody asks how it ended.
+    let exit = match exit {
+        Exit::Code { code, after_outage } => Exit::Code { code, after_outage: after_outage || blind },
+        exit => exit,
+    };
     log.drain().await;
-    (judge(attempt, container, exit, signals.sent).await, true)
+    drop(lease);
+    judge(attempt, &container, exit, signals.sent).await
 }
 
 /// Waits for the end of the process, following its output and passing stops on. `done` may know the end before the engine.
@@ -244,7 +163,7 @@ async fn exit_of(container: &Container, broken: mpsc::UnboundedSender<()>) -> Ex
             Err(failure) => failure,
         };
         after_outage |= failure.is_engine_away();
-        match patiently(container).await {
+        match patiently(|| container.inspect()).await {
             Ok(Found::Gone) => return Exit::Gone,
             Ok(Found::Here(state)) if has_ended(&state) => {
                 return Exit::Code { code: state.exit_code.unwrap_or(255), after_outage };
@@ -275,25 +194,6 @@ async fn wait_once(container: &Container) -> Result<i64, DockerError> {
             Err(DockerError::of(operation())(IOError { err }))
         }
     }
-}
-
-/// Inspects a container; an engine that is away is asked again for a minute.
-async fn patiently(container: &Container) -> Result<Found, DockerError> {
-    let begin = Instant::now();
-    let mut pause = Duration::from_millis(100);
-    loop {
-        match container.inspect().await {
-            Err(error) if error.is_engine_away() && begin.elapsed() < ENGINE_PATIENCE => {
-                sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(2));
-            }
-            answer => return answer,
-        }
-    }
-}
-
-fn was_started(state: &ContainerState) -> bool {
-    !matches!(state.status, None | Some(ContainerStateStatusEnum::CREATED | ContainerStateStatusEnum::EMPTY))
 }
 
 fn has_ended(state: &ContainerState) -> bool {
@@ -371,15 +271,15 @@ fn lost(reason: &str) -> Outcome {
 }
 
 /// Removes the container unless it is to be kept. Returns its name when it stays against our will.
-async fn dispose(attempt: &Attempt, container: &Container, outcome: &Outcome, started: bool) -> Option<String> {
-    if keeps(attempt, outcome, started) { None } else { remove_or_warn(attempt, container).await }
+async fn dispose(attempt: &Attempt, container: &Container, outcome: &Outcome) -> Option<String> {
+    if keeps(attempt, outcome) { None } else { remove_or_warn(attempt, container).await }
 }
 
-fn keeps(attempt: &Attempt, outcome: &Outcome, started: bool) -> bool {
+fn keeps(attempt: &Attempt, outcome: &Outcome) -> bool {
     match attempt.container.keep_containers {
         KeepContainers::Never => false,
-        KeepContainers::Failed => started && !matches!(outcome, Outcome::Completed | Outcome::Stopped),
-        KeepContainers::Always => started,
+        KeepContainers::Failed => !matches!(outcome, Outcome::Completed | Outcome::Stopped),
+        KeepContainers::Always => true,
     }
 }
 

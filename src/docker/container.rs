@@ -7,22 +7,21 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bollard::container::AttachContainerResults;
 use bollard::models::{
-    ContainerCreateBody, ContainerState, ContainerUpdateBody, DeviceRequest, Mount, MountType, MountVolumeOptions,
-    MountVolumeOptionsDriverConfig,
+    ContainerCreateBody, ContainerState, ContainerStateStatusEnum, ContainerUpdateBody, DeviceRequest, Mount,
+    MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig,
 };
 use bollard::query_parameters::{
     AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, EventsOptionsBuilder, KillContainerOptionsBuilder,
     RemoveContainerOptionsBuilder,
 };
 use futures_util::StreamExt as _;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::engine::Engine;
+use super::engine::{ENGINE_PATIENCE, Engine, Outage};
 use super::error::DockerError;
 use super::limits::{Limits, Shares};
 use super::run_args::{RunArgs, Volume};
 use super::spec::{ContainerSpec, KeepContainers};
-use super::sweep;
 
 /// Labels by which containers are found again, also by other processes.
 pub mod label {
@@ -42,8 +41,11 @@ pub mod label {
     pub const COMPONENT: &str = "step-engine.component";
 }
 
-/// How often a create whose answer was lost, or whose name was taken, is tried.
+/// How often a create whose name was taken is tried.
 const CREATE_TRIES: u32 = 5;
+
+/// A start that was asked for has happened after so long.
+const START_PATIENCE: Duration = Duration::from_millis(1500);
 
 /// Whose containers these are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,6 +70,16 @@ pub(super) struct Place<'a> {
 pub(super) enum Owner<'a> {
     Attempt { step: &'a str, attempt: u32 },
     Worker { number: u32 },
+}
+
+/// What became of a container that may have been asked to start.
+pub(super) enum Unstarted {
+    /// It had not started, and is removed.
+    Removed,
+    /// Somebody else removed it.
+    Gone,
+    /// It had.
+    WasStarted(ContainerState),
 }
 
 impl fmt::Display for Owner<'_> {
@@ -243,8 +255,8 @@ pub(super) enum Found {
 }
 
 impl Container {
-    /// Creates the container. A name that is taken gets a suffix. When the engine's answer is lost, what it may have created
-    /// is removed by its labels before the next try.
+    /// Creates the container. A name that is taken gets a suffix. When the engine's answer is lost, there may be one
+    /// nevertheless, see [`super::sweep::remove_of`].
     pub(super) async fn create(
         engine: &Engine,
         place: Place<'_>,
@@ -272,11 +284,6 @@ impl Container {
                 Some(409) if error.to_string().contains("is already in use") => {
                     tries += 1;
                     name = format!("{wanted}-{tries}");
-                }
-                _ if error.is_engine_away() => {
-                    tries += 1;
-                    sleep(Duration::from_millis(500)).await;
-                    sweep::remove_of(engine, place).await?;
                 }
                 _ => return Err(explain_create(error, place.owner)),
             }
@@ -355,8 +362,40 @@ impl Container {
         timeout(PATIENCE, kills).await.unwrap_or(false)
     }
 
+    /// Removes the container if it has not started; for one whose start was asked for and not answered. An error when the
+    /// engine says neither for [`ENGINE_PATIENCE`].
+    pub(super) async fn remove_unstarted(&self) -> Result<Unstarted, DockerError> {
+        const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+        let begin = Instant::now();
+        let mut asked_to_go = false;
+        loop {
+            let failure = match self.inspect().await {
+                Ok(Found::Gone) if asked_to_go => return Ok(Unstarted::Removed),
+                Ok(Found::Gone) => return Ok(Unstarted::Gone),
+                Ok(Found::Here(state)) if was_started(&state) => return Ok(Unstarted::WasStarted(state)),
+                // The engine answers after what it is doing with the container, so this is longer than a request takes.
+                Ok(Found::Here(_)) if begin.elapsed() < START_PATIENCE => None,
+                // Not by force: one that runs by now refuses, which the next look shows. Taken to run unseen, one that does
+                // not would count as one that ended well.
+                Ok(Found::Here(_)) => {
+                    asked_to_go = true;
+                    match self.remove_idle().await {
+                        Ok(()) => return Ok(Unstarted::Removed),
+                        Err(error) => Some(error),
+                    }
+                }
+                Err(error) => Some(error),
+            };
+            match failure {
+                Some(error) if begin.elapsed() > ENGINE_PATIENCE => return Err(error),
+                _ => sleep(LOOK_EVERY).await,
+            }
+        }
+    }
+
     /// Removes the container unless it runs.
-    pub(super) async fn remove_idle(&self) -> Result<(), DockerError> {
+    async fn remove_idle(&self) -> Result<(), DockerError> {
         let options = RemoveContainerOptionsBuilder::new().v(true).build();
         let removed = self.engine.docker.remove_container(&self.id, Some(options)).await;
         removed.map_err(DockerError::of(format!("remove container {}", self.name)))
@@ -375,26 +414,33 @@ fn is_going(state: &ContainerState) -> bool {
     state.dead == Some(true) || matches!(state.status, Some(REMOVING | DEAD))
 }
 
-/// Removes a container, however busy the engine is with it. One that is gone is removed.
+fn was_started(state: &ContainerState) -> bool {
+    !matches!(state.status, None | Some(ContainerStateStatusEnum::CREATED | ContainerStateStatusEnum::EMPTY))
+}
+
+/// Removes a container, however busy the engine is with it; one that is away is waited for. One that is gone is removed.
 pub(super) async fn remove(engine: &Engine, id: &str, name: &str) -> Result<(), DockerError> {
     const TRIES: u32 = 10;
 
     let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
     let mut pause = Duration::from_millis(100);
-    for last in (0..TRIES).map(|at| at + 1 == TRIES) {
+    let mut outage = Outage::new();
+    let mut tries = 0;
+    loop {
         let Err(error) = engine.docker.remove_container(id, Some(options.clone())).await else { return Ok(()) };
         let error = DockerError::of(format!("remove container {name}"))(error);
         match error.status() {
             Some(404) => return Ok(()),
             // In progress elsewhere, or a mount that is still busy.
-            Some(409 | 500) if !last => {}
-            None if error.is_engine_away() && !last => {}
+            Some(409 | 500) if tries + 1 < TRIES => {
+                tries += 1;
+                sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(5));
+            }
+            None if error.is_engine_away() && !outage.is_too_long() => outage.pause().await,
             _ => return Err(error),
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(5));
     }
-    Ok(())
 }
 
 /// Says what the engine's text means where it does not say so itself.

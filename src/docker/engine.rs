@@ -1,11 +1,13 @@
 //! A connection to an engine, and what the engine is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bollard::models::SystemInfo;
 use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker};
 use http::HeaderValue;
 use serde::Serialize;
+use tokio::time::{Instant, sleep};
 
 use super::endpoint::{self, Address, Endpoint, Surroundings};
 use super::error::{self, DockerError};
@@ -17,6 +19,13 @@ pub const MINIMUM_API: (usize, usize) = (1, 41);
 
 /// Waiting time for the engine's answer, in seconds. Creating on a busy disk takes long.
 const REQUEST_TIMEOUT_SECONDS: u64 = 120;
+
+/// How long an engine may be away, for instance while it restarts, before what was asked of it counts as failed and its
+/// containers as lost.
+pub(super) const ENGINE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The pauses between two requests to an engine that is away grow to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Choices that the surroundings do not make.
 #[derive(Debug, Clone, Default)]
@@ -158,6 +167,58 @@ impl Engine {
     }
 }
 
+/// Waiting for an engine that is away, in pauses that grow.
+#[derive(Debug)]
+pub(super) struct Outage {
+    begun: Instant,
+    patience: Duration,
+    pause: Duration,
+}
+
+impl Outage {
+    /// It begins now.
+    pub(super) fn new() -> Self {
+        Self { begun: Instant::now(), patience: ENGINE_PATIENCE, pause: Duration::from_millis(100) }
+    }
+
+    /// It begins again; the patience is what the earlier ones have left of it.
+    pub(super) fn begin(&mut self) {
+        self.begun = Instant::now();
+    }
+
+    /// The engine is back.
+    pub(super) fn end(&mut self) {
+        self.patience = self.patience.saturating_sub(self.begun.elapsed());
+    }
+
+    /// Whether it is longer than anybody waits.
+    pub(super) fn is_too_long(&self) -> bool {
+        self.begun.elapsed() >= self.patience
+    }
+
+    /// Waits until the engine may be asked again.
+    ///
+    /// Cancel safe.
+    pub(super) async fn pause(&mut self) {
+        sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Asks the engine; one that is away is asked again for [`ENGINE_PATIENCE`].
+pub(super) async fn patiently<T, F>(mut ask: impl FnMut() -> F) -> Result<T, DockerError>
+where
+    F: Future<Output = Result<T, DockerError>>,
+{
+    let mut outage = Outage::new();
+    loop {
+        match ask().await {
+            Err(error) if error.is_engine_away() && !outage.is_too_long() => outage.pause().await,
+            answer => return answer,
+        }
+    }
+}
+
 fn plain_info(system: &SystemInfo, version: Option<String>) -> EngineInfo {
     let count = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok()).unwrap_or_default();
     let rootless =
@@ -279,5 +340,32 @@ mod tests {
         };
         assert!(with("name=rootless").rootless);
         assert!(!with("name=seccomp,profile=default").rootless);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_stays_away_is_asked_for_a_minute() {
+        let away = || async { Err::<(), _>(DockerError::of("ask")(bollard::errors::Error::RequestTimeoutError)) };
+        let begin = Instant::now();
+        assert!(patiently(away).await.is_err());
+        let waited = begin.elapsed();
+        assert!(waited >= ENGINE_PATIENCE && waited <= ENGINE_PATIENCE + LONGEST_PAUSE, "{waited:?}");
+        // What it refuses is an answer.
+        let begin = Instant::now();
+        assert!(patiently(|| async { Err::<(), _>(DockerError::spec("a", "b")) }).await.is_err());
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_patience_is_shared_by_all_outages_and_not_spent_between_them() {
+        let mut outage = Outage::new();
+        sleep(Duration::from_secs(40)).await;
+        assert!(!outage.is_too_long());
+        outage.end();
+        sleep(Duration::from_secs(600)).await;
+        outage.begin();
+        sleep(Duration::from_secs(19)).await;
+        assert!(!outage.is_too_long());
+        sleep(Duration::from_secs(1)).await;
+        assert!(outage.is_too_long());
     }
 }

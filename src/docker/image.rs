@@ -170,7 +170,11 @@ async fn pull(
     let mut report = Report::new(observer, image);
     let mut stream = engine.docker.create_image(Some(options.build()), None, credentials);
     while let Some(message) = stream.next().await {
-        let message = message.map_err(|error| pull_failed(image, anonymous, &error))?;
+        let message = message.map_err(|error| match error {
+            // The engine, not the registry.
+            error if error::is_away(&error) => DockerError::of(format!("pull image `{image}`"))(error),
+            error => pull_failed(image, anonymous, &error),
+        })?;
         let detail = message.progress_detail.unwrap_or_default();
         report.layer(message.id, message.status.as_deref(), detail.current, detail.total);
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bollard::container::{AttachContainerResults, LogOutput};
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt as _};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
@@ -46,6 +47,7 @@ pub(super) struct Log {
     pump: JoinHandle<()>,
     bytes: Arc<AtomicU64>,
     broken: bool,
+    reconnected: Arc<Notify>,
 }
 
 impl Log {
@@ -94,16 +96,26 @@ impl Log {
             }
             to.ended();
         });
-        Self { receiver, pump, bytes, broken: false }
+        Self { receiver, pump, bytes, broken: false, reconnected: Arc::default() }
+    }
+
+    /// Is told whenever the connection is a new one: what came between the two is in the engine's copy only.
+    pub(super) fn reconnected(&self) -> Arc<Notify> {
+        Arc::clone(&self.reconnected)
     }
 
     /// Attaches anew after the connection was found broken while the process runs.
     pub(super) async fn reconnect(&mut self, container: &Container) -> Result<(), DockerError> {
         self.pump.abort();
         self.broken = true;
-        let AttachContainerResults { output, input } = container.attach(false).await?;
+        let attached = container.attach(false).await;
+        // Also when that fails: then more is missed.
+        self.reconnected.notify_one();
+        let AttachContainerResults { output, input } = attached?;
+        let reconnected = self.reconnected();
         *self = Self::follow(Arc::clone(&self.receiver), output, input);
         self.broken = true;
+        self.reconnected = reconnected;
         Ok(())
     }
 

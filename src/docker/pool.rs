@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use super::container::RunIdentity;
 use super::engine::Engine;
+use super::error::DockerError;
 use super::files::Archives;
 use super::image::Images;
 use super::outlet::Event;
@@ -139,7 +140,7 @@ enum Phase {
     Unfit,
     /// It died before it was ready.
     Failed,
-    /// It died later.
+    /// It died later, or the engine went away.
     Died,
 }
 
@@ -147,12 +148,14 @@ enum Phase {
 struct Wanted {
     spec: Arc<ContainerSpec>,
     demand: Demand,
-    reply: oneshot::Sender<Worker>,
+    /// None, when nothing is wrong with the step's workers: the engine is away, or this one died while it was idle.
+    reply: oneshot::Sender<Option<Worker>>,
 }
 
 /// A promise of a worker, and the place of its step in the pool.
 pub(super) struct Taken {
-    pub(super) worker: oneshot::Receiver<Worker>,
+    /// None, when nothing is wrong with the step's workers, yet there is none now.
+    pub(super) worker: oneshot::Receiver<Option<Worker>>,
     pub(super) lease: Lease,
 }
 
@@ -422,22 +425,29 @@ impl Pool {
         phase: watch::Sender<Phase>,
         mut wish: oneshot::Receiver<Wanted>,
     ) -> Option<String> {
-        let mut wanted = None;
+        let mut wanted: Option<Wanted> = None;
         let unwanted = async {
-            match (&mut wish).await {
-                Ok(wants) => wanted = Some(wants),
-                Err(_) => return,
+            if let Ok(wants) = (&mut wish).await {
+                // Its step may be stopped, or start the plain way when this takes too long.
+                wanted.insert(wants).reply.closed().await;
             }
-            std::future::pending().await
         };
         match recipe.make(unwanted).await {
             Ok(worker) => {
                 phase.send_replace(Phase::Warming);
                 self.keep(worker, phase, wanted, wish).await
             }
+            Err(not_made) if not_made.engine_away => {
+                let_down(wanted, wish);
+                phase.send_replace(Phase::Died);
+                recipe.clear(not_made).await
+            }
             Err(not_made) => {
                 phase.send_replace(Phase::Failed);
-                not_made.left
+                // The step that waits starts beside nothing of this.
+                let left = recipe.clear(not_made).await;
+                drop(wanted);
+                left
             }
         }
     }
@@ -452,15 +462,16 @@ impl Pool {
         mut wish: oneshot::Receiver<Wanted>,
     ) -> Option<String> {
         let died = loop {
-            if let Some(Wanted { spec, demand, reply }) = wanted.take() {
-                if let Err(error) = worker.fit(&spec, demand).await {
-                    self.limits_stay(&error.to_string());
-                    break Phase::Failed;
+            if let Some(wants) = wanted.take() {
+                if let Err(error) = worker.fit(&wants.spec, wants.demand).await {
+                    wanted = Some(wants);
+                    break self.unlimited(&error);
                 }
-                return match reply.send(worker) {
+                return match wants.reply.send(Some(worker)) {
                     Ok(()) => None,
                     // Stopped meanwhile.
-                    Err(worker) => worker.remove().await,
+                    Err(Some(worker)) => worker.remove().await,
+                    Err(None) => None,
                 };
             }
             tokio::select! {
@@ -469,13 +480,12 @@ impl Pool {
                 event = worker.event() => match event {
                     Event::Ready => {
                         if let Err(error) = worker.wake().await {
-                            self.limits_stay(&error.to_string());
-                            break Phase::Failed;
+                            break self.unlimited(&error);
                         }
                         phase.send_replace(Phase::Ready);
                     }
                     Event::Unfit => break Phase::Unfit,
-                    _ => break if worker.ready { Phase::Died } else { Phase::Failed },
+                    _ => break if worker.ready || worker.is_cut_off().await { Phase::Died } else { Phase::Failed },
                 },
                 wish = &mut wish => match wish {
                     Ok(wants) => wanted = Some(wants),
@@ -484,16 +494,32 @@ impl Pool {
             }
         };
         // Nobody may wait for it while it is being removed.
-        drop(wish);
+        match died {
+            Phase::Died => let_down(wanted, wish),
+            _ => drop((wanted, wish)),
+        }
         phase.send_replace(died);
         worker.remove().await
     }
 
-    fn limits_stay(&self, error: &str) {
+    /// Its limits could not be set: what that makes of a worker.
+    fn unlimited(&self, error: &DockerError) -> Phase {
+        if error.is_engine_away() {
+            return Phase::Died;
+        }
         if !self.0.keeps_limits.swap(true, Ordering::Relaxed) {
             let message = format!("{error}; workers are made with the limits of their steps from now on");
             self.state().warning = Some(message);
         }
+        Phase::Failed
+    }
+}
+
+/// Tells whoever wants this worker that there is none, for no fault of its step's workers.
+fn let_down(wanted: Option<Wanted>, mut wish: oneshot::Receiver<Wanted>) {
+    wish.close();
+    if let Some(wants) = wanted.or_else(|| wish.try_recv().ok()) {
+        drop(wants.reply.send(None));
     }
 }
 

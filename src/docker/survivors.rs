@@ -7,15 +7,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bollard::models::ContainerStateStatusEnum;
 use bollard::query_parameters::LogsOptionsBuilder;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{join_all, try_join, try_join_all};
 use futures_util::stream::StreamExt as _;
 use tokio::time::{Instant, sleep};
 
-use super::container::{self, Container, Found};
-use super::engine::Engine;
+use super::container::{self, Container, Found, Unstarted};
+use super::engine::{ENGINE_PATIENCE, Engine, patiently};
 use super::error::{DockerError, is_away};
 use super::frames::{Begun, Frame, NONCE_BYTES, Nonce, Piece, Splitter};
 use super::gpu::{GpuLease, GpuPool};
@@ -23,14 +22,8 @@ use super::log::Output;
 use super::sweep::{self, ContainerStatus};
 use crate::runner::LeftAttempt;
 
-/// An engine that is away is waited for so long.
-const ENGINE_PATIENCE: Duration = Duration::from_secs(60);
-
 /// A worker without an owner has so long to go by itself: one that warms up looks every second.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
-
-/// A start that was asked for has happened after so long.
-const START_PATIENCE: Duration = Duration::from_millis(1500);
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -98,7 +91,7 @@ impl Survivors {
     /// Finds out, removes what nobody needs, and returns the highest number of a shared worker. Containers of attempts that
     /// are over go as well, unless they are to be kept.
     pub(super) async fn find(&self, engine: &Engine, run_id: &str, attempts: &[LeftAttempt], gpus: &GpuPool) -> u32 {
-        let found = match patient_list(engine, run_id).await {
+        let found = match patiently(|| sweep::list(engine, run_id)).await {
             Ok(found) => found,
             Err(error) => {
                 self.give_up(&error);
@@ -190,18 +183,6 @@ fn stays(status: &ContainerStatus) -> bool {
     ended && status.kept && (status.always_kept || status.exit_code.is_none_or(|code| code != 0))
 }
 
-async fn patient_list(engine: &Engine, run_id: &str) -> Result<Vec<ContainerStatus>, DockerError> {
-    let begin = Instant::now();
-    loop {
-        match sweep::list(engine, run_id).await {
-            Err(error) if error.is_engine_away() && begin.elapsed() < ENGINE_PATIENCE => {
-                sleep(Duration::from_millis(500)).await;
-            }
-            answer => return answer,
-        }
-    }
-}
-
 async fn survivor(engine: &Engine, status: &ContainerStatus, kind: Kind, gpus: &GpuPool) -> Survivor {
     let container = Container { engine: engine.clone(), id: status.id.clone(), name: status.name.clone() };
     let lease = match status.running {
@@ -215,28 +196,12 @@ async fn survivor(engine: &Engine, status: &ContainerStatus, kind: Kind, gpus: &
 /// start before it died. An error when the engine says neither.
 async fn unless_removed(engine: &Engine, status: ContainerStatus) -> Result<Option<ContainerStatus>, DockerError> {
     let container = Container { engine: engine.clone(), id: status.id.clone(), name: status.name.clone() };
-    let begin = Instant::now();
-    loop {
-        let failure = match container.inspect().await {
-            Ok(Found::Gone) => return Ok(None),
-            Ok(Found::Here(state)) if state.status != Some(ContainerStateStatusEnum::CREATED) => {
-                return Ok(Some(ContainerStatus { created: false, running: state.running == Some(true), ..status }));
-            }
-            // The engine answers after what it is doing with the container, so this is longer than a request takes.
-            Ok(Found::Here(_)) if begin.elapsed() < START_PATIENCE => None,
-            // Not by force: one that runs by now refuses, which the next look shows. Taken to run unseen, one that does not
-            // would count as one that ended well.
-            Ok(Found::Here(_)) => match container.remove_idle().await {
-                Ok(()) => return Ok(None),
-                Err(error) => Some(error),
-            },
-            Err(error) => Some(error),
-        };
-        match failure {
-            Some(error) if begin.elapsed() > ENGINE_PATIENCE => return Err(error),
-            _ => sleep(LOOK_EVERY).await,
+    Ok(match container.remove_unstarted().await? {
+        Unstarted::Removed | Unstarted::Gone => None,
+        Unstarted::WasStarted(state) => {
+            Some(ContainerStatus { created: false, running: state.running == Some(true), ..status })
         }
-    }
+    })
 }
 
 /// Waits until a worker has ended, or runs a step. One that takes too long is killed. An error when the engine says neither.

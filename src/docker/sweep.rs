@@ -170,10 +170,11 @@ async fn remove_all(engine: &Engine, found: Vec<ContainerStatus>) -> Vec<String>
     found.into_iter().zip(removed).filter(|(_, removed)| removed.is_err()).map(|(one, _)| one.name).collect()
 }
 
-/// Removes what a failed creation may have left.
-pub(super) async fn remove_of(engine: &Engine, place: Place<'_>) -> Result<(), DockerError> {
+/// Removes what a creation whose answer was lost may have left: of an attempt its workers, when they are `warm`, or the
+/// others, so that neither takes away what the other is making.
+pub(super) async fn remove_of(engine: &Engine, place: Place<'_>, warm: bool) -> Result<(), DockerError> {
     let labels = place.identity().into_iter().map(|(name, value)| format!("{name}={value}")).collect();
-    for found in find(engine, labels).await? {
+    for found in find(engine, labels).await?.into_iter().filter(|found| found.warm == warm) {
         container::remove(engine, &found.id, &found.name).await?;
     }
     Ok(())

@@ -16,16 +16,17 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 
 use super::container::{self, Container, Owner, Place, RunIdentity, label};
-use super::engine::Engine;
+use super::engine::{Engine, patiently};
 use super::error::DockerError;
 use super::files::Archives;
-use super::frames::{self, Frame, Nonce, Piece, Splitter};
+use super::frames::{self, Done, Frame, Nonce, Piece, Splitter};
 use super::image::Images;
 use super::limits::{Limits, Shares};
 use super::log::Log;
 use super::outlet::{Event, Outlet};
 use super::run_args::RunArgs;
 use super::spec::{ContainerSpec, WarmSpec};
+use super::sweep;
 use crate::event::AttemptDetails;
 use crate::plan::Demand;
 use crate::runner::{AttemptControl, AttemptSink, AttemptSpec};
@@ -72,10 +73,28 @@ impl Purpose {
     }
 }
 
-/// Why there is no worker, and the name of a container that stayed against our will.
-#[derive(Debug)]
+/// Why there is no worker, and what the engine has of it.
 pub(super) struct NotMade {
-    pub(super) left: Option<String>,
+    /// Whether the engine was away: that tells nothing about the workers to come.
+    pub(super) engine_away: bool,
+    left: Left,
+}
+
+enum Left {
+    Nothing,
+    /// A container, if the request for it arrived.
+    Perhaps,
+    Container(Container),
+}
+
+impl NotMade {
+    fn nothing() -> Self {
+        Self { engine_away: false, left: Left::Nothing }
+    }
+
+    fn because(error: &DockerError, left: Left) -> Self {
+        Self { engine_away: error.is_engine_away(), left }
+    }
 }
 
 /// A started worker.
@@ -119,23 +138,25 @@ impl Input {
 
 impl Recipe {
     /// Makes a worker; it warms up from then on. Waiting for the image ends when `unwanted` does.
+    ///
+    /// What it leaves when it fails is to be [cleared](Self::clear).
     pub(super) async fn make(&self, unwanted: impl Future<Output = ()>) -> Result<Worker, NotMade> {
-        let nothing = || NotMade { left: None };
         let Self { engine, spec, .. } = self;
-        let arguments = RunArgs::parse(&spec.run_args).map_err(|_| nothing())?;
+        let arguments = RunArgs::parse(&spec.run_args).map_err(|_| NotMade::nothing())?;
         let platform = arguments.platform.clone().or_else(|| spec.platform.clone());
         let image = arguments.image.clone().unwrap_or_else(|| spec.image.clone());
         let image_id = tokio::select! {
             biased;
-            () = unwanted => return Err(nothing()),
-            resolved = self.images.resolve(spec, &image, platform.as_deref()) => resolved.map_err(|_| nothing())?,
+            () = unwanted => return Err(NotMade::nothing()),
+            resolved = self.images.resolve(spec, &image, platform.as_deref()) => {
+                resolved.map_err(|error| NotMade::because(&error, Left::Nothing))?
+            }
         };
-        let nonce = Nonce::random().map_err(|_| nothing())?;
+        let nonce = Nonce::random().map_err(|_| NotMade::nothing())?;
         let limits = Limits::of(spec, &arguments.host, self.demand);
-        let place = Place { run: &self.run, owner: self.purpose.owner() };
-        let body = self.body(place, arguments.clone(), &image_id, limits);
-        let created = Container::create(engine, place, spec, platform.as_deref(), body).await;
-        let container = created.map_err(|_| nothing())?;
+        let body = self.body(self.place(), arguments.clone(), &image_id, limits);
+        let created = Container::create(engine, self.place(), spec, platform.as_deref(), body).await;
+        let container = created.map_err(|error| NotMade::because(&error, Left::Perhaps))?;
         match self.start(&container, &nonce).await {
             Ok((input, log, outlet, events)) => Ok(Worker {
                 stop_signal: arguments.body.stop_signal.unwrap_or_else(|| "SIGTERM".to_owned()),
@@ -154,8 +175,26 @@ impl Recipe {
                 served: 0,
                 control: None,
             }),
-            Err(_) => Err(NotMade { left: container.remove().await.err().map(|_| container.name.clone()) }),
+            Err(error) => Err(NotMade::because(&error, Left::Container(container))),
         }
+    }
+
+    /// Removes what is left of a worker that was not made, also when its engine comes back only later. Returns the name of a
+    /// container that stays against our will.
+    pub(super) async fn clear(&self, not_made: NotMade) -> Option<String> {
+        match not_made.left {
+            Left::Nothing => None,
+            Left::Container(container) => container.remove().await.err().map(|_| container.name),
+            Left::Perhaps => {
+                // Without a name there is nothing to tell; a sweep by labels finds it.
+                drop(patiently(|| sweep::remove_of(&self.engine, self.place(), true)).await);
+                None
+            }
+        }
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place { run: &self.run, owner: self.purpose.owner() }
     }
 
     fn body(&self, place: Place<'_>, arguments: RunArgs, image_id: &str, limits: Limits) -> ContainerCreateBody {
@@ -223,6 +262,11 @@ impl Worker {
         Ok(())
     }
 
+    /// Whether it can be no fault of its own that nothing more comes from it: its engine is away.
+    pub(super) async fn is_cut_off(&self) -> bool {
+        self.container.inspect().await.is_err_and(|error| error.is_engine_away())
+    }
+
     /// Tells it to go: at once when it is ready, else as soon as it is.
     pub(super) async fn go(&mut self, spec: &AttemptSpec, sink: Arc<dyn AttemptSink>) -> std::io::Result<()> {
         let details = AttemptDetails {
@@ -251,6 +295,12 @@ impl Worker {
         Some(begun > self.served)
     }
 
+    /// By what its frames are known, and the steps that ended in it before the one that it serves.
+    pub(super) fn record(&self, has_counted: bool) -> Record {
+        let earlier = self.served - usize::from(has_counted);
+        Record { container: self.container.clone(), nonce: self.nonce.clone(), earlier }
+    }
+
     /// Ends it and removes its container. Returns the container's name when it stays against our will.
     pub(super) async fn remove(self) -> Option<String> {
         self.outlet.leave();
@@ -262,5 +312,31 @@ impl Worker {
             control.recorded().await;
         }
         container.remove().await.err().map(|_| container.name)
+    }
+}
+
+/// The engine's own copy of what a worker wrote, for one step that it serves.
+pub(super) struct Record {
+    pub(super) container: Container,
+    pub(super) nonce: Nonce,
+    /// Steps that it served before.
+    pub(super) earlier: usize,
+}
+
+impl Record {
+    /// The worker's word for the end of the step; none when there is none yet, or no copy.
+    pub(super) async fn done(&self) -> Option<Done> {
+        let options = LogsOptionsBuilder::new().stdout(true).build();
+        let mut copy = self.container.engine.docker.logs(&self.container.id, Some(options));
+        let mut splitter = Splitter::new(&self.nonce);
+        let mut ends = Vec::new();
+        while let Some(piece) = copy.next().await {
+            splitter.push(piece.ok()?.into_bytes(), |piece| {
+                if let Piece::Frame(Frame::Done(done)) = piece {
+                    ends.push(done);
+                }
+            });
+        }
+        ends.into_iter().nth(self.earlier)
     }
 }

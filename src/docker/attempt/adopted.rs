@@ -6,6 +6,7 @@ use super::super::log::{Log, Plain};
 use super::super::outlet::Outlet;
 use super::super::run_args::RunArgs;
 use super::super::survivors::{Kind, Survivor};
+use super::super::worker::Record;
 use super::{Attempt, Exit, Signals, dispose, judge, remove_or_warn, warm, watch};
 use crate::event::{AttemptDetails, Outcome, Usage};
 use crate::runner::AttemptControl;
@@ -44,7 +45,8 @@ pub(in super::super) async fn run(
             if !is_whole {
                 outlet.join();
             }
-            let done = warm::done_in(&mut events);
+            let record = Record { container: container.clone(), nonce, earlier };
+            let done = warm::done_in(&mut events, &record, log.reconnected());
             let exit = watch(&container, &mut log, done, &mut signals, &mut control).await;
             let (exit, _) = warm::all_output(&log, &mut events, &outlet, exit).await;
             let outcome = judge(attempt, &container, exit.clone(), signals.sent).await;
@@ -65,7 +67,7 @@ pub(in super::super) async fn run(
             Some(()) => remove_or_warn(attempt, &container).await,
             None => None,
         },
-        None => dispose(attempt, &container, &outcome, true).await,
+        None => dispose(attempt, &container, &outcome).await,
     };
     (outcome, left)
 }

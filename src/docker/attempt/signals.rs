@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::super::container::Container;
+use super::super::engine::patiently;
 use super::super::frames;
 use super::super::worker::Input;
-use super::{Attempt, CHILD_KILL_PATIENCE, ENGINE_PATIENCE, KILL_AGAIN};
+use super::{Attempt, CHILD_KILL_PATIENCE, KILL_AGAIN};
 use crate::runner::{AttemptSink, StopForce};
 
 const SIGKILL: i32 = 9;
@@ -89,12 +90,8 @@ impl<'a> Signals<'a> {
 }
 
 async fn send_to_container(container: &Container, signal: &str, sink: &dyn AttemptSink) {
-    let begin = Instant::now();
-    while let Err(error) = container.signal(signal).await {
-        if !error.is_engine_away() || begin.elapsed() > ENGINE_PATIENCE {
-            return sink.warning(error.to_string());
-        }
-        sleep(Duration::from_millis(500)).await;
+    if let Err(error) = patiently(|| container.signal(signal)).await {
+        sink.warning(error.to_string());
     }
 }
 

@@ -3,19 +3,22 @@
 //! Until the worker says that the step began, everything that goes wrong with it ends in a cold start: the step is started
 //! twice under no circumstances.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::super::container::Found;
+use super::super::engine::patiently;
 use super::super::error::DockerError;
 use super::super::frames::Done;
 use super::super::log::Log;
 use super::super::outlet::{Event, Outlet};
 use super::super::pool::{Lease, Taken};
-use super::super::worker::{NEVER_BEGAN, Worker};
-use super::{Attempt, EXIT_PATIENCE, Exit, Signals, dispose, has_ended, judge, lost, patiently, wait_once, watch};
+use super::super::worker::{NEVER_BEGAN, Record, Worker};
+use super::{Attempt, EXIT_PATIENCE, Exit, Signals, dispose, has_ended, judge, lost, wait_once, watch};
 use crate::event::{Outcome, Usage};
 use crate::runner::{AttemptControl, StopForce};
 
@@ -24,6 +27,10 @@ const WARM_UP_LIMIT: Duration = Duration::from_secs(300);
 
 /// How long a container may take to end after its output did.
 const END_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The pauses between looks into a copy of the output grow from this to that.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+const LAST_LOOK: Duration = Duration::from_secs(30);
 
 /// How an attempt begins.
 pub(super) enum Beginning {
@@ -72,7 +79,8 @@ async fn begin_in(attempt: &Attempt, taken: Taken, control: &mut AttemptControl)
         () = control.stop_requested(StopForce::Graceful) => return Beginning::Over(Outcome::Stopped),
         () = sleep_until(deadline) => return Beginning::Cold,
         worker = worker => match worker {
-            Ok(worker) => worker,
+            Ok(Some(worker)) => worker,
+            Ok(None) => return Beginning::Cold,
             Err(_) => {
                 lease.failed(false);
                 return Beginning::Cold;
@@ -112,18 +120,19 @@ async fn begin_in(attempt: &Attempt, taken: Taken, control: &mut AttemptControl)
 /// No word of the beginning has come, and none is waited for: the worker died or never got ready, or the word was lost with
 /// the connection.
 async fn ended(worker: Worker, lease: Lease) -> Beginning {
-    let mut state = patiently(&worker.container).await;
+    let is_cut_off = worker.is_cut_off().await;
+    let mut state = patiently(|| worker.container.inspect()).await;
     if runs(&state) {
         // Its output ends a little earlier than it does.
         drop(timeout(END_PATIENCE, wait_once(&worker.container)).await);
-        state = patiently(&worker.container).await;
+        state = patiently(|| worker.container.inspect()).await;
     }
     let killed = runs(&state) && worker.has_begun().await != Some(true);
     if killed {
         // It may read its go at any moment; nothing but its end makes sure that it does not.
         drop(worker.container.signal("SIGKILL").await);
         drop(timeout(END_PATIENCE, wait_once(&worker.container)).await);
-        state = patiently(&worker.container).await;
+        state = patiently(|| worker.container.inspect()).await;
     }
     let code = match state {
         Ok(Found::Here(state)) if !has_ended(&state) && !killed => None,
@@ -143,7 +152,9 @@ async fn ended(worker: Worker, lease: Lease) -> Beginning {
             Beginning::Over(lost("the connection to the engine broke when the step began"))
         }
         (false, _) => {
-            lease.failed(false);
+            if !is_cut_off {
+                lease.failed(false);
+            }
             lease.retire(worker);
             Beginning::Cold
         }
@@ -161,6 +172,7 @@ pub(super) async fn run(
     mut control: AttemptControl,
 ) -> (Outcome, Option<String>) {
     let Serving { mut worker, lease, blind } = *serving;
+    let record = worker.record(!blind);
     if blind {
         worker.outlet.begin();
         if worker.log.reconnect(&worker.container).await.is_ok() {
@@ -172,7 +184,8 @@ pub(super) async fn run(
     // Its process waited long enough to have its handlers.
     let mut signals = Signals::new(attempt, &container, &stop_signal, child, None);
     let Worker { log, events, .. } = &mut worker;
-    let exit = watch(&container, log, done_in(events), &mut signals, &mut control).await;
+    let done = done_in(events, &record, log.reconnected());
+    let exit = watch(&container, log, done, &mut signals, &mut control).await;
     let Worker { log, events, outlet, .. } = &mut worker;
     let (exit, complete) = all_output(log, events, outlet, exit).await;
     let outcome = judge(attempt, &container, exit.clone(), signals.sent).await;
@@ -197,14 +210,34 @@ pub(super) async fn run(
     (outcome, left)
 }
 
-/// The worker's word for the end of its step; never comes once the connection is lost.
-pub(super) async fn done_in(events: &mut UnboundedReceiver<Event>) -> Done {
-    loop {
-        match events.recv().await {
-            Some(Event::Done(done)) => return done,
-            Some(_) => {}
-            None => std::future::pending().await,
+/// The worker's word for the end of its step. After a connection was lost, what came before the next one is looked for in the
+/// engine's copy: a worker whose input an engine left open when it restarted would wait for another step, and never end.
+pub(super) async fn done_in(events: &mut UnboundedReceiver<Event>, record: &Record, reconnected: Arc<Notify>) -> Done {
+    let told = async {
+        loop {
+            match events.recv().await {
+                Some(Event::Done(done)) => return done,
+                Some(_) => {}
+                None => std::future::pending().await,
+            }
         }
+    };
+    let copied = async {
+        reconnected.notified().await;
+        let mut pause = FIRST_LOOK;
+        loop {
+            if let Some(done) = record.done().await {
+                return done;
+            }
+            // The copy is a little later than the output.
+            sleep(pause).await;
+            pause = (pause * 2).min(LAST_LOOK);
+        }
+    };
+    tokio::select! {
+        biased;
+        done = told => done,
+        done = copied => done,
     }
 }
 
@@ -234,7 +267,7 @@ pub(super) async fn all_output(
 /// Lets the container of a worker that served its one step go, or stay if it is to be kept.
 async fn end_of(attempt: &Attempt, worker: Worker, outcome: &Outcome, may_run: bool) -> Option<String> {
     let container = worker.container.clone();
-    if may_run && super::keeps(attempt, outcome, true) {
+    if may_run && super::keeps(attempt, outcome) {
         let ended = timeout(EXIT_PATIENCE, wait_once(&container)).await;
         if ended.is_err() {
             // One that has ended needs no signal; one that cannot be told is named when the run is closed.
@@ -242,5 +275,5 @@ async fn end_of(attempt: &Attempt, worker: Worker, outcome: &Outcome, may_run: b
         }
     }
     drop(worker);
-    dispose(attempt, &container, outcome, true).await
+    dispose(attempt, &container, outcome).await
 }

@@ -236,6 +236,10 @@ impl Memory {
         self.until("the outcome", |state| !state.settled.is_empty()).await;
     }
 
+    pub(super) async fn until_warned(&self) {
+        self.until("a warning", |state| !state.warnings.is_empty()).await;
+    }
+
     pub(super) fn stdout(&self) -> Vec<u8> {
         self.get(|state| state.stdout.clone())
     }

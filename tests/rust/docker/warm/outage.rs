@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::super::outage::{Line, socket};
+use super::super::outage::{Cut, Line, socket};
 use super::*;
 
 async fn bench(name: &str, isolation: &str, options: &[&str], steps: &[&str]) -> Option<(Line, Bench)> {
@@ -121,4 +121,104 @@ async fn a_cut_around_the_beginning_never_starts_a_step_twice() {
         }
     }
     std::fs::remove_dir_all(directory).unwrap();
+}
+
+/// A step that is launched while the engine is away has nobody to make its worker. It starts cold, once, and what could not be
+/// made then is no reason to make none later.
+#[tokio::test]
+async fn a_step_that_is_launched_while_the_engine_is_away_starts_cold_once_it_is_back() {
+    let steps = ["say a", "say b", "say c", "say d", "say never"];
+    for isolation in ["container", "process"] {
+        let Some((mut line, bench)) = bench("warm-launched", isolation, &[], &steps).await else { return };
+        line.cut().await;
+        let running: Vec<_> = steps[..3].iter().map(|step| bench.launch(step)).collect();
+        pause(4000).await;
+        line.connect();
+        for (running, text) in running.into_iter().zip(["a\n", "b\n", "c\n"]) {
+            let (outcome, memory) = running.end().await;
+            assert_eq!((outcome, memory.text().as_str()), (Outcome::Completed, text), "{isolation}");
+            assert_eq!(memory.started().unwrap().go_to_started, None, "{isolation}");
+            let warnings = memory.warnings();
+            assert!(warnings.len() == 1 && warnings[0].contains("the engine is away"), "{isolation}: {warnings:?}");
+        }
+        // In a worker: also the step whose worker could not be made.
+        for step in ["say d", "say a"] {
+            let (outcome, memory) = bench.launch(step).end().await;
+            assert_eq!(outcome, Outcome::Completed);
+            assert!(memory.started().unwrap().go_to_started.is_some(), "{isolation} {step}");
+        }
+        bench.ends().await;
+    }
+}
+
+/// Whatever the engine was asked for when it went away, nothing of the worker stays and its step runs.
+#[tokio::test]
+async fn an_engine_that_goes_away_while_a_worker_is_made_leaves_nothing_of_it() {
+    for isolation in ["container", "process"] {
+        for (request, cut) in [
+            ("/containers/create", Cut::Before),
+            ("/containers/create", Cut::After),
+            ("/attach?", Cut::After),
+            ("/start", Cut::Before),
+            ("/start", Cut::After),
+        ] {
+            let Some((mut line, bench)) = bench("warm-made", isolation, &[], &["say hello", "say never"]).await else {
+                return;
+            };
+            line.set_trap(request, cut);
+            let running = bench.launch("say hello");
+            line.until_trapped().await;
+            pause(1500).await;
+            line.connect();
+            let (outcome, memory) = running.end().await;
+            let text = memory.text();
+            assert_eq!((outcome, text.as_str()), (Outcome::Completed, "hello\n"), "{isolation} {request} {cut:?}");
+            bench.ends().await;
+        }
+    }
+}
+
+/// An engine that is away when it is asked for other limits is not one that does not change limits.
+#[tokio::test]
+async fn an_engine_that_goes_away_while_limits_are_set_is_asked_for_them_again() {
+    for isolation in ["container", "process"] {
+        let Some((mut line, bench)) = bench("warm-limit", isolation, &[], &["say a", "say b", "say never"]).await
+        else {
+            return;
+        };
+        line.set_trap("/update", Cut::Before);
+        bench.prepare("say a");
+        line.until_trapped().await;
+        pause(1000).await;
+        line.connect();
+        let (outcome, memory) = bench.launch("say a").end().await;
+        assert_eq!((outcome, memory.text().as_str()), (Outcome::Completed, "a\n"), "{isolation}");
+        let warnings = memory.warnings();
+        assert!(!warnings.iter().any(|text| text.contains("limits")), "{isolation}: {warnings:?}");
+        bench.ends().await;
+    }
+}
+
+/// An engine that restarts and leaves its containers running leaves their inputs open, too. A shared worker whose step ended
+/// meanwhile would wait for the next one forever, its word for the end being lost.
+#[tokio::test]
+async fn the_end_of_a_warm_step_is_seen_after_an_engine_that_left_the_workers_input_open() {
+    for isolation in ["container", "process"] {
+        // Over before the engine is back, and after.
+        for step in ["sleep 1500", "sleep 5000"] {
+            let Some((mut line, bench)) = bench("warm-open", isolation, &[], &[step, "say never"]).await else {
+                return;
+            };
+            line.cut_unseen();
+            bench.prepare(step);
+            bench.until_awake(1).await;
+            let running = bench.launch(step);
+            running.memory.until_ready().await;
+            line.cut().await;
+            pause(3000).await;
+            line.connect();
+            assert_eq!(running.end().await.0, Outcome::Completed, "{isolation} {step}");
+            bench.ends().await;
+        }
+    }
 }
