@@ -119,14 +119,17 @@ def compile_options(target: Target, definition: str) -> dict[str, Any]:
 
 
 def deploy(bench_server: Bench) -> Account:
-    """Deploys the template."""
+    """Deploys the template as `aws cloudformation deploy` does, by a change set."""
     formation = bench_server.client("cloudformation")
-    formation.create_stack(
+    formation.create_change_set(
         StackName=PREFIX,
+        ChangeSetName=PREFIX,
+        ChangeSetType="CREATE",
         TemplateBody=TEMPLATE.read_text(),
         Capabilities=["CAPABILITY_NAMED_IAM"],
         Parameters=[{"ParameterKey": "NamePrefix", "ParameterValue": PREFIX}],
     )
+    formation.execute_change_set(StackName=PREFIX, ChangeSetName=PREFIX)
     (stack,) = formation.describe_stacks(StackName=PREFIX)["Stacks"]
     assert stack["StackStatus"] == "CREATE_COMPLETE"
     resources = formation.describe_stack_resources(StackName=PREFIX)["StackResources"]

@@ -1,10 +1,14 @@
-"""What CloudFormation makes is what the services make: moto drops parts of task definitions, policies and routes."""
+"""What CloudFormation makes is what the services make: moto drops parts of task definitions, policies and routes.
+
+A change set, which is how `aws cloudformation deploy` works, gives a stack its outputs, too.
+"""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from moto.cloudformation.models import ChangeSet, OutputMap
 from moto.core.utils import pascal_to_camelcase, remap_nested_keys
 from moto.ec2.models.subnets import SubnetBackend, SubnetRouteTableAssociation
 from moto.ecs.models import TaskDefinition, ecs_backends
@@ -63,5 +67,15 @@ def create_subnet_association(self: Any, route_table_id: str, subnet_id: str) ->
     return SubnetRouteTableAssociation(route_table_id, subnet_id)
 
 
+_apply = ChangeSet.apply
+
+
+def apply(self: ChangeSet) -> None:
+    """moto leaves a stack the outputs that it had without a template, which is none."""
+    _apply(self)
+    self.stack.output_map = OutputMap(self.stack.resource_map, self.template_dict, self.stack_id)
+
+
+ChangeSet.apply = apply
 Role.put_policy = put_policy
 SubnetBackend.create_subnet_association = create_subnet_association
