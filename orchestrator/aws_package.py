@@ -15,9 +15,13 @@ from pathlib import Path
 MODULES = (
     "__init__",
     "names",
+    "aws_isolated_steps",
+    "aws_secrets",
     "my_aws_orchestrator",
     "my_aws_orchestrator_flavor",
     "container/__init__",
+    "container/begin",
+    "container/isolated",
     "container/memory",
     "container/task",
 )

@@ -10,10 +10,11 @@ from zenml.constants import METADATA_ORCHESTRATOR_RUN_ID, METADATA_ORCHESTRATOR_
 from zenml.enums import ExecutionMode, StackComponentType
 from zenml.logger import get_logger
 from zenml.metadata.metadata_types import Uri
-from zenml.orchestrators import ContainerizedOrchestrator, SubmissionResult
+from zenml.orchestrators import SubmissionResult
 from zenml.stack import StackValidator
 
 from orchestrator import names
+from orchestrator.aws_isolated_steps import IsolatedSteps
 from orchestrator.my_aws_orchestrator_flavor import StepFunctionsOrchestratorConfig, StepFunctionsOrchestratorSettings
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
-class StepFunctionsOrchestrator(ContainerizedOrchestrator):
+class StepFunctionsOrchestrator(IsolatedSteps):
     """Runs a pipeline as an execution of AWS Step Functions, every step as an ECS task."""
 
     @property
@@ -265,6 +266,40 @@ class StepFunctionsOrchestrator(ContainerizedOrchestrator):
         if placeholder_run is None:
             raise RuntimeError("There is neither a run nor a schedule to report to.")
         return aws_submission.start(self, session, snapshot, prepared(), placeholder_run)
+
+    def submit_dynamic_pipeline(
+        self,
+        snapshot: PipelineSnapshotResponse,
+        stack: Stack,
+        environment: dict[str, str],
+        placeholder_run: PipelineRunResponse | None = None,
+    ) -> SubmissionResult | None:
+        """Runs a dynamic pipeline: its function in the only task of an execution, its isolated steps in tasks from there.
+
+        Args:
+            snapshot: The snapshot.
+            stack: The stack.
+            environment: Environment of the orchestration. Not changed.
+            placeholder_run: The run as ZenML created it, or one that is resumed.
+
+        Returns:
+            Metadata of the run, and how to watch it.
+
+        Raises:
+            PipelineSubmissionError: The pipeline has a schedule; ZenML removes its row.
+            RuntimeError: There is no run to report to.
+        """
+        from zenml.orchestrators.exceptions import PipelineSubmissionError
+
+        from orchestrator import aws_dynamic
+
+        if snapshot.schedule:
+            raise PipelineSubmissionError(
+                "The schedule was not made: dynamic pipelines on Step Functions cannot be scheduled."
+            )
+        if placeholder_run is None:
+            raise RuntimeError("There is no run to report to.")
+        return aws_dynamic.submit(self, self._session(), snapshot, stack, environment, placeholder_run)
 
     def update_schedule(self, schedule: ScheduleResponse, update: ScheduleUpdate) -> None:
         """Changes when a schedule acts, or whether it does.

@@ -39,5 +39,5 @@ pub use outcome::TaskInfo;
 pub use schedules::Schedule;
 pub use secrets::{Backend, Secret};
 pub use session::{Identity, Session, SessionOptions};
-pub use tasks::{EnsureError, Ensured};
+pub use tasks::{EnsureError, Ensured, StartedBy};
 pub use watch::{Watch, watch};

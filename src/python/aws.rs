@@ -15,7 +15,7 @@ use super::host::Host;
 use super::inbox::Inbox;
 use crate::aws::{
     AwsError, Backend, DeployOptions, Keep, Keys, MachineSpec, Overlay, Schedule, Secret, Session, SessionOptions,
-    Watch,
+    StartedBy, Watch,
 };
 use crate::plan::{Plan, PlanError};
 use crate::runner::{NoticeSender, notices};
@@ -177,17 +177,19 @@ impl AwsSession {
         self.wait(py, async move { session.start(&state_machine_arn, &name, &input).await })
     }
 
-    #[pyo3(signature = (execution_arn, *, cause="", grace_seconds=30.0))]
+    #[pyo3(signature = (execution_arn, *, cause="", grace_seconds=30.0, others=None))]
     fn stop<'py>(
         &self,
         py: Python<'py>,
         execution_arn: String,
         cause: &str,
         grace_seconds: f64,
+        others: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let grace = seconds(py, "grace_seconds", grace_seconds)?;
+        let others: Option<StartedBy> = others.map(|others| convert(others, "others")).transpose()?;
         let (session, cause) = (self.session.clone(), cause.to_owned());
-        self.wait_for(py, async move { session.stop(&execution_arn, &cause, grace).await })
+        self.wait_for(py, async move { session.stop(&execution_arn, &cause, grace, others.as_ref()).await })
     }
 
     fn describe_execution<'py>(&self, py: Python<'py>, execution_arn: String) -> PyResult<Bound<'py, PyAny>> {
