@@ -317,9 +317,10 @@ def submit(
     orchestrator: StepFunctionsOrchestrator,
     session: AwsSession,
     snapshot: PipelineSnapshotResponse,
+    run: PipelineRunResponse,
+    *,
     stack: Stack,
     environment: dict[str, str],
-    run: PipelineRunResponse,
 ) -> SubmissionResult:
     """Runs a dynamic pipeline, or goes on with one.
 
@@ -327,9 +328,9 @@ def submit(
         orchestrator: The component.
         session: The session.
         snapshot: The snapshot.
+        run: The run as ZenML created it, or one that is resumed.
         stack: The stack.
         environment: Environment of the orchestration. Not changed.
-        run: The run as ZenML created it, or one that is resumed.
 
     Returns:
         The run's metadata, and how to watch it.
@@ -388,7 +389,5 @@ def _set_aside(
         if error.code != "ExecutionDoesNotExist":
             raise
         return
-    if stopped["left_running"]:
-        raise RuntimeError(
-            f"These tasks of the run are still stopping, try again: {', '.join(stopped['left_running'])}"
-        )
+    if left := stopped["left_running"]:
+        raise RuntimeError(f"These tasks of the run are still stopping, try again: {', '.join(left)}")

@@ -274,7 +274,7 @@ class StepFunctionsOrchestrator(IsolatedSteps):
         environment: dict[str, str],
         placeholder_run: PipelineRunResponse | None = None,
     ) -> SubmissionResult | None:
-        """Runs a dynamic pipeline: its function in the only task of an execution, its isolated steps in tasks from there.
+        """Runs a dynamic pipeline: its function in the only task of an execution, which starts those of isolated steps.
 
         Args:
             snapshot: The snapshot.
@@ -299,7 +299,9 @@ class StepFunctionsOrchestrator(IsolatedSteps):
             )
         if placeholder_run is None:
             raise RuntimeError("There is no run to report to.")
-        return aws_dynamic.submit(self, self._session(), snapshot, stack, environment, placeholder_run)
+        return aws_dynamic.submit(
+            self, self._session(), snapshot, placeholder_run, stack=stack, environment=environment
+        )
 
     def update_schedule(self, schedule: ScheduleResponse, update: ScheduleUpdate) -> None:
         """Changes when a schedule acts, or whether it does.

@@ -171,7 +171,7 @@ class UserEnvironment:
     Attributes:
         plain: Those that anyone may read.
         secrets: Those that nobody may.
-        own_secrets: Names of the secrets that only the orchestrator's settings know. ZenML gives a step the others itself.
+        own_secrets: Names of those secrets that only the orchestrator's settings know. ZenML sets the others itself.
     """
 
     plain: Mapping[str, str]
@@ -429,24 +429,27 @@ def outcome_of(task: Mapping[str, Any], container: str) -> dict[str, Any]:
     own = next((each for each in containers if each.get("name") == container), {})
     own_reason, stopped_reason = own.get("reason") or "", task.get("stoppedReason") or ""
     stop_code, code = task.get("stopCode") or "", own.get("exitCode")
-    if stopped_reason.startswith((TIMED_OUT, STOPPED)):
-        return {"kind": "timed_out" if stopped_reason.startswith(TIMED_OUT) else "stopped"}
-    if code == 0:
-        # Whatever became of its sidecars, which ECS stops after it.
-        return {"kind": "completed"}
-    if "OutOfMemory" in own_reason or "OutOfMemory" in stopped_reason:
-        return {"kind": "out_of_memory"}
     never_began = any(start in text for start in _NEVER_BEGAN for text in (stopped_reason, own_reason))
-    if stop_code == "TaskFailedToStart" or (code is None and never_began):
-        return {"kind": "launch_failed", "reason": stopped_reason or own_reason or "the task did not start"}
-    if stop_code in ("SpotInterruption", "TerminationNotice", "ServiceSchedulerInitiated"):
-        return {"kind": "lost", "reason": stopped_reason or "AWS took the machine back"}
-    if stop_code == "UserInitiated":
+    outcome: dict[str, Any]
+    if stopped_reason.startswith((TIMED_OUT, STOPPED)):
+        outcome = {"kind": "timed_out" if stopped_reason.startswith(TIMED_OUT) else "stopped"}
+    elif code == 0:
+        # Whatever became of its sidecars, which ECS stops after it.
+        outcome = {"kind": "completed"}
+    elif "OutOfMemory" in own_reason or "OutOfMemory" in stopped_reason:
+        outcome = {"kind": "out_of_memory"}
+    elif stop_code == "TaskFailedToStart" or (code is None and never_began):
+        outcome = {"kind": "launch_failed", "reason": stopped_reason or own_reason or "the task did not start"}
+    elif stop_code in ("SpotInterruption", "TerminationNotice", "ServiceSchedulerInitiated"):
+        outcome = {"kind": "lost", "reason": stopped_reason or "AWS took the machine back"}
+    elif stop_code == "UserInitiated":
         why = stopped_reason or "no reason given"
-        return {"kind": "lost", "reason": f"the task was stopped from outside: {why}"}
-    if code:
-        return {"kind": "exited", "code": code}
-    return {"kind": "lost", "reason": own_reason or stopped_reason or "ECS does not say why the task ended"}
+        outcome = {"kind": "lost", "reason": f"the task was stopped from outside: {why}"}
+    elif code is not None:
+        outcome = {"kind": "exited", "code": code}
+    else:
+        outcome = {"kind": "lost", "reason": own_reason or stopped_reason or "ECS does not say why the task ended"}
+    return outcome
 
 
 def describe(outcome: Mapping[str, Any]) -> str:
