@@ -154,9 +154,8 @@ def deploy(
             # Always said, so that the container has no limit of its own in the way of another size.
             size=size,
             gpus=part.resources["gpus"],
+            dynamic=True,
         )
-        # ZenML's runner of isolated steps has no handler for SIGTERM.
-        overlay["init_process"] = True
         content = json.dumps(overlay, sort_keys=True)
         if content not in made:
             made[content] = session.ensure_task_definition(config.ecs_task_definition_arn, overlay)
@@ -363,6 +362,7 @@ def submit(
         session,
         snapshot,
         deployment,
+        run=run,
         publisher=publisher,
         orchestrator_run_id=orchestrator_run_id,
         name=execution_name(run),

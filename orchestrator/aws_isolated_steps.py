@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 from zenml.client import Client
 from zenml.enums import ExecutionStatus
 from zenml.logger import get_logger
-from zenml.orchestrators import ContainerizedOrchestrator
 
 from orchestrator import names
 from orchestrator.container import isolated
@@ -25,10 +24,8 @@ if TYPE_CHECKING:
     from zenml.config.step_run_info import StepRunInfo
     from zenml.models import StepRunResponse
 
-    from orchestrator.my_aws_orchestrator_flavor import (
-        StepFunctionsOrchestratorConfig,
-        StepFunctionsOrchestratorSettings,
-    )
+    from orchestrator.my_aws_orchestrator import StepFunctionsOrchestrator
+    from orchestrator.my_aws_orchestrator_flavor import StepFunctionsOrchestratorSettings
 
 logger = get_logger(__name__)
 
@@ -133,205 +130,206 @@ def _connect(region: str, cluster: str) -> Tasks:
     return Tasks(boto3.Session(region_name=region).client("ecs", config=config), cluster)
 
 
-class IsolatedSteps(ContainerizedOrchestrator):
-    """Isolated steps as tasks of ECS."""
+def submit(orchestrator: StepFunctionsOrchestrator, info: StepRunInfo) -> None:
+    """Runs a step in a task of its own. Its token is where all tasks of the run find it.
 
-    def submit_isolated_step(self, step_run_info: StepRunInfo, environment: dict[str, str]) -> None:
-        """Runs a step in a task of its own. Called in the orchestration's task.
+    Args:
+        orchestrator: The component.
+        info: The step.
 
-        Args:
-            step_run_info: The step.
-            environment: Not used: ZenML's part of it is in the task definitions, and the token where all tasks of the
-                run find it.
+    Raises:
+        RuntimeError: This is no orchestration of ours, the step asks for what was not known before the run began, or
+            ECS could not place its task.
+    """
+    step, tasks = info.pipeline_step_name, _tasks(orchestrator)
+    try:
+        asked = _request(orchestrator, info)
+    except ValueError as error:
+        raise RuntimeError(f"Step `{step}` cannot run in a task of its own: {error}.") from None
+    task = isolated.start(tasks.client, asked, orchestrator.config.infrastructure_retries)
+    tasks.note(task)
+    logger.info("Step `%s` is task %s.", step, task["taskArn"])
+    _file(orchestrator, info.step_run, task["taskArn"])
 
-        Raises:
-            RuntimeError: This is no orchestration of ours, the step asks for what was not known before the run, or ECS
-                could not place its task.
-        """
-        step, tasks = step_run_info.pipeline_step_name, self._tasks()
+
+def status(orchestrator: StepFunctionsOrchestrator, step_run: StepRunResponse) -> ExecutionStatus:
+    """Asks ECS where an isolated step stands.
+
+    Args:
+        orchestrator: The component.
+        step_run: The step run.
+
+    Returns:
+        What became of its task.
+
+    Raises:
+        RuntimeError: It cannot be told; ZenML then goes by what the step said itself.
+    """
+    tasks, arn = _tasks(orchestrator), _task_of(step_run)
+    task = tasks.describe(arn)
+    if task is None:
+        raise RuntimeError(f"ECS knows nothing of task {arn}.")
+    limit = _settings(orchestrator, step_run).timeout_seconds
+    if isolated.is_late(task, limit, datetime.now(timezone.utc)):
+        tasks.stop(arn, f"{isolated.TIMED_OUT}={limit}")
+    found, why = isolated.status_of(task, _definitions().container)
+    if why is not None:
+        _publish_failure(orchestrator, step_run, task, why)
+    return ExecutionStatus(found)
+
+
+def wait(orchestrator: StepFunctionsOrchestrator, step_run: StepRunResponse) -> ExecutionStatus:
+    """Waits for an isolated step.
+
+    Args:
+        orchestrator: The component.
+        step_run: The step run.
+
+    Returns:
+        What became of its task; what ZenML knows while ECS cannot tell.
+    """
+    looks = 0
+    while True:
         try:
-            asked = self._request(step_run_info)
-        except ValueError as error:
-            raise RuntimeError(f"Step `{step}` cannot run in a task of its own: {error}.") from None
-        task = isolated.start(tasks.client, asked, self._aws_config.infrastructure_retries)
-        tasks.note(task)
-        logger.info("Step `%s` is task %s.", step, task["taskArn"])
-        self._file(step_run_info.step_run, {METADATA_TASK: task["taskArn"]})
+            found = status(orchestrator, step_run)
+        except Exception as error:
+            logger.warning("Where step `%s` stands cannot be told: %s", step_run.name, error)
+            found = Client().get_run_step(step_run.id, hydrate=False).status
+        if found.is_finished or found == ExecutionStatus.RETRYING:
+            return found
+        time.sleep(_LOOKS_SECONDS[min(looks, len(_LOOKS_SECONDS) - 1)])
+        looks += 1
 
-    def get_isolated_step_status(self, step_run: StepRunResponse) -> ExecutionStatus:
-        """Asks ECS where an isolated step stands. Called in the orchestration's task.
 
-        Args:
-            step_run: The step run.
+def stop(orchestrator: StepFunctionsOrchestrator, step_run: StepRunResponse) -> None:
+    """Stops an isolated step.
 
-        Returns:
-            What became of its task.
+    Args:
+        orchestrator: The component.
+        step_run: The step run.
+    """
+    from zenml.orchestrators.publish_utils import publish_step_run_status_update
 
-        Raises:
-            RuntimeError: It cannot be told; ZenML then goes by what the step said itself.
-        """
-        tasks, arn = self._tasks(), self._task_of(step_run)
-        task = tasks.describe(arn)
-        if task is None:
-            raise RuntimeError(f"ECS knows nothing of task {arn}.")
-        limit = self._settings_of(step_run).timeout_seconds
-        if isolated.is_late(task, limit, datetime.now(timezone.utc)):
-            tasks.stop(arn, f"{isolated.TIMED_OUT}={limit}")
-        status, why = isolated.status_of(task, self._definitions().container)
-        if why is not None:
-            self._publish_failure(step_run, task, why)
-        return ExecutionStatus(status)
+    if Client().get_run_step(step_run.id, hydrate=False).status in _UNFINISHED:
+        # So that its end counts as stopped rather than as failed.
+        publish_step_run_status_update(step_run.id, ExecutionStatus.STOPPING)
+    _tasks(orchestrator).stop(_task_of(step_run), isolated.STOPPED)
 
-    def wait_for_isolated_step(self, step_run: StepRunResponse) -> ExecutionStatus:
-        """Waits for an isolated step. Called in the orchestration's task.
 
-        Args:
-            step_run: The step run.
+def _settings(orchestrator: StepFunctionsOrchestrator, described: Any) -> StepFunctionsOrchestratorSettings:
+    return cast("StepFunctionsOrchestratorSettings", orchestrator.get_settings(described))
 
-        Returns:
-            What became of its task; what ZenML knows while ECS cannot tell.
-        """
-        looks = 0
-        while True:
-            try:
-                status = self.get_isolated_step_status(step_run)
-            except Exception as error:
-                logger.warning("Where step `%s` stands cannot be told: %s", step_run.name, error)
-                status = Client().get_run_step(step_run.id, hydrate=False).status
-            if status.is_finished or status == ExecutionStatus.RETRYING:
-                return status
-            time.sleep(_LOOKS_SECONDS[min(looks, len(_LOOKS_SECONDS) - 1)])
-            looks += 1
 
-    def stop_isolated_step(self, step_run: StepRunResponse) -> None:
-        """Stops an isolated step. Called in the orchestration's task.
+def _tasks(orchestrator: StepFunctionsOrchestrator) -> Tasks:
+    return tasks_of(orchestrator.config.region, orchestrator.config.ecs_cluster_arn)
 
-        Args:
-            step_run: The step run.
-        """
-        from zenml.orchestrators.publish_utils import publish_step_run_status_update
 
-        if Client().get_run_step(step_run.id, hydrate=False).status in _UNFINISHED:
-            # So that its end counts as stopped rather than as failed.
-            publish_step_run_status_update(step_run.id, ExecutionStatus.STOPPING)
-        self._tasks().stop(self._task_of(step_run), isolated.STOPPED)
+def _definitions() -> isolated.Definitions:
+    try:
+        return isolated.Definitions.read(os.environ[isolated.ENV_DEFINITIONS])
+    except KeyError:
+        raise RuntimeError(
+            f"{isolated.ENV_DEFINITIONS} is not set: this process is not the orchestration of a dynamic pipeline."
+        ) from None
 
-    @property
-    def _aws_config(self) -> StepFunctionsOrchestratorConfig:
-        return cast("StepFunctionsOrchestratorConfig", self.config)
 
-    def _settings_of(self, described: Any) -> StepFunctionsOrchestratorSettings:
-        return cast("StepFunctionsOrchestratorSettings", self.get_settings(described))
+def _request(orchestrator: StepFunctionsOrchestrator, info: StepRunInfo) -> dict[str, Any]:
+    from zenml.constants import ORCHESTRATOR_DOCKER_IMAGE_KEY
+    from zenml.orchestrators.utils import get_step_entrypoint_command
+    from zenml.step_operators.step_operator_entrypoint_configuration import StepOperatorEntrypointConfiguration
 
-    def _tasks(self) -> Tasks:
-        return tasks_of(self._aws_config.region, self._aws_config.ecs_cluster_arn)
+    definitions, settings = _definitions(), _settings(orchestrator, info)
+    template = definitions.choose(info.config.template, info.get_image(key=ORCHESTRATOR_DOCKER_IMAGE_KEY))
+    resources = isolated.resources_of(info.config.resource_settings)
+    command, arguments = get_step_entrypoint_command(
+        invocation_id=info.pipeline_step_name,
+        config=info.config,
+        entrypoint_config_class=StepOperatorEntrypointConfiguration,
+        snapshot_id=info.snapshot.id,
+        step_run_id=str(info.step_run_id),
+    )
+    return isolated.request(
+        step_run_id=info.step_run_id,
+        step=info.pipeline_step_name,
+        definition=definitions.by_template[template].family,
+        definitions=definitions,
+        config=orchestrator.config,
+        settings=settings,
+        command=[*command, *map(str, arguments)],
+        environment=_environment(orchestrator, info, definitions, template),
+        size=isolated.task_size(resources, isolated.uses_fargate(settings)),
+        gpus=resources["gpus"] or None,
+        process=os.environ,
+    )
 
-    @staticmethod
-    def _definitions() -> isolated.Definitions:
-        try:
-            return isolated.Definitions.read(os.environ[isolated.ENV_DEFINITIONS])
-        except KeyError:
-            raise RuntimeError(
-                f"{isolated.ENV_DEFINITIONS} is not set: this process is not the orchestration of a dynamic pipeline."
-            ) from None
 
-    def _request(self, info: StepRunInfo) -> dict[str, Any]:
-        from zenml.constants import ORCHESTRATOR_DOCKER_IMAGE_KEY
-        from zenml.orchestrators.utils import get_step_entrypoint_command
-        from zenml.step_operators.step_operator_entrypoint_configuration import StepOperatorEntrypointConfiguration
+def _environment(
+    orchestrator: StepFunctionsOrchestrator, info: StepRunInfo, definitions: isolated.Definitions, template: str
+) -> dict[str, str]:
+    """Variables of a step that its task definition does not have."""
+    from zenml.stack import Stack
 
-        definitions, settings = self._definitions(), self._settings_of(info)
-        template = definitions.choose(info.config.template, info.get_image(key=ORCHESTRATOR_DOCKER_IMAGE_KEY))
-        resources = isolated.resources_of(info.config.resource_settings)
-        command, arguments = get_step_entrypoint_command(
-            invocation_id=info.pipeline_step_name,
-            config=info.config,
-            entrypoint_config_class=StepOperatorEntrypointConfiguration,
-            snapshot_id=info.snapshot.id,
-            step_run_id=str(info.step_run_id),
-        )
-        return isolated.request(
-            step_run_id=info.step_run_id,
-            step=info.pipeline_step_name,
-            definition=definitions.by_template[template].family,
-            definitions=definitions,
-            config=self._aws_config,
-            settings=settings,
-            command=[*command, *map(str, arguments)],
-            environment=self._environment(info, definitions, template),
-            size=isolated.task_size(resources, isolated.uses_fargate(settings)),
-            gpus=resources["gpus"] or None,
-            process=os.environ,
-        )
+    stack = Stack.from_model(info.snapshot.stack) if info.snapshot.stack else Client().active_stack
+    wanted = isolated.user_environment(info.config, _settings(orchestrator, info), stack)
+    known: isolated.UserEnvironment | None = None
+    step = info.snapshot.step_configurations.get(template) if template else None
+    if step is not None:
+        known = isolated.user_environment(step.config, _settings(orchestrator, step), stack)
+        if known.digest() != definitions.by_template[template].environment:
+            # A child pipeline has a step of this name as well.
+            known = None
+    # The pipeline's own definition is that of this process.
+    secrets: Mapping[str, str] = known.secrets if known else {} if template else os.environ
+    plain = known.plain if known else {}
+    isolated.refuse_unknown_secrets(wanted, secrets)
+    return {name: value for name, value in wanted.plain.items() if plain.get(name) != value}
 
-    def _environment(self, info: StepRunInfo, definitions: isolated.Definitions, template: str) -> dict[str, str]:
-        """Variables of a step that its task definition does not have."""
-        from zenml.stack import Stack
 
-        stack = Stack.from_model(info.snapshot.stack) if info.snapshot.stack else Client().active_stack
-        settings = self._settings_of(info)
-        wanted = isolated.user_environment(info.config, settings, stack)
-        known: isolated.UserEnvironment | None = None
-        step = info.snapshot.step_configurations.get(template) if template else None
-        if step is not None:
-            known = isolated.user_environment(step.config, self._settings_of(step), stack)
-            if known.digest() != definitions.by_template[template].environment:
-                known = None
-        if known is None and not template:
-            # The pipeline's own definition is that of this process.
-            secrets: Mapping[str, str] = os.environ
-        else:
-            secrets = known.secrets if known else {}
-        for name in sorted(wanted.own_secrets):
-            if secrets.get(name) != wanted.secrets[name]:
-                raise ValueError(
-                    f"its variable {name} is a secret that was not known before the run began, and must not stand in a "
-                    "request to ECS; give it to the pipeline or the component, list the step in the pipeline's "
-                    "`depends_on`, or use a secret of ZenML's"
-                )
-        plain = known.plain if known else {}
-        return {name: value for name, value in wanted.plain.items() if plain.get(name) != value}
+def _task_of(step_run: StepRunResponse) -> str:
+    arn = step_run.run_metadata.get(METADATA_TASK)
+    if arn is None:
+        # Written after this object was read.
+        arn = Client().get_run_step(step_run.id).run_metadata.get(METADATA_TASK)
+    if arn is None:
+        raise RuntimeError(f"ZenML does not know the task of step `{step_run.name}`.")
+    return str(arn)
 
-    def _task_of(self, step_run: StepRunResponse) -> str:
-        arn = step_run.run_metadata.get(METADATA_TASK)
-        if arn is None:
-            # Written after this object was read.
-            arn = Client().get_run_step(step_run.id).run_metadata.get(METADATA_TASK)
-        if arn is None:
-            raise RuntimeError(f"ZenML does not know the task of step `{step_run.name}`.")
-        return str(arn)
 
-    def _file(self, step_run: StepRunResponse, metadata: dict[str, Any]) -> None:
-        from zenml.metadata.metadata_types import Uri
-        from zenml.orchestrators.publish_utils import publish_step_run_metadata
+def _file(orchestrator: StepFunctionsOrchestrator, step_run: StepRunResponse, task_arn: str) -> None:
+    from zenml.metadata.metadata_types import Uri
+    from zenml.orchestrators.publish_utils import publish_step_run_metadata
 
-        place = self._definitions().log_stream(metadata[METADATA_TASK])
-        if place:
-            config = self._aws_config
-            region = self._definitions().log.get("region") or config.region
-            partition = (names.parse_arn(config.ecs_cluster_arn) or {}).get("partition", "aws")
-            metadata["log_url"] = Uri(names.log_url(region, *place, partition=partition))
-        publish_step_run_metadata(step_run.id, {self.id: metadata})
-        # This object goes on to those who ask for the step's status.
-        step_run.run_metadata.update(metadata)
+    metadata: dict[str, Any] = {METADATA_TASK: task_arn}
+    definitions, config = _definitions(), orchestrator.config
+    place = definitions.log_stream(task_arn)
+    if place:
+        region = definitions.log.get("region") or config.region
+        partition = (names.parse_arn(config.ecs_cluster_arn) or {}).get("partition", "aws")
+        metadata["log_url"] = Uri(names.log_url(region, *place, partition=partition))
+    publish_step_run_metadata(step_run.id, {orchestrator.id: metadata})
+    # This object goes on to those who ask for the step's status.
+    step_run.run_metadata.update(metadata)
 
-    def _publish_failure(self, step_run: StepRunResponse, task: Mapping[str, Any], why: str) -> None:
-        """Says why a task ended, if its step could not."""
-        from zenml.models import ExceptionInfo
-        from zenml.orchestrators.publish_utils import publish_step_run_metadata, publish_step_run_status_update
 
-        if Client().get_run_step(step_run.id, hydrate=False).status not in _UNFINISHED:
-            return
-        message = f"Step `{step_run.name}` failed: {why} (task {task['taskArn']})"
-        logger.error("%s", message)
-        outcome = isolated.outcome_of(task, self._definitions().container)
-        metadata: dict[str, Any] = {"outcome": outcome["kind"]}
-        if "code" in outcome:
-            metadata["exit_code"] = outcome["code"]
-        if task.get("stoppedReason"):
-            metadata["stopped_reason"] = task["stoppedReason"]
-        publish_step_run_metadata(step_run.id, {self.id: metadata})
-        # The server makes `retrying` of it while the step has attempts left.
-        publish_step_run_status_update(
-            step_run.id, ExecutionStatus.FAILED, exception_info=ExceptionInfo(traceback=message, message=message)
-        )
+def _publish_failure(
+    orchestrator: StepFunctionsOrchestrator, step_run: StepRunResponse, task: Mapping[str, Any], why: str
+) -> None:
+    """Says why a task ended, if its step could not."""
+    from zenml.models import ExceptionInfo
+    from zenml.orchestrators.publish_utils import publish_step_run_metadata, publish_step_run_status_update
+
+    if Client().get_run_step(step_run.id, hydrate=False).status not in _UNFINISHED:
+        return
+    message = f"Step `{step_run.name}` failed: {why} (task {task['taskArn']})"
+    logger.error("%s", message)
+    outcome = isolated.outcome_of(task, _definitions().container)
+    metadata: dict[str, Any] = {"outcome": outcome["kind"]}
+    if "code" in outcome:
+        metadata["exit_code"] = outcome["code"]
+    if task.get("stoppedReason"):
+        metadata["stopped_reason"] = task["stoppedReason"]
+    publish_step_run_metadata(step_run.id, {orchestrator.id: metadata})
+    # The server makes `retrying` of it while the step has attempts left.
+    publish_step_run_status_update(
+        step_run.id, ExecutionStatus.FAILED, exception_info=ExceptionInfo(traceback=message, message=message)
+    )

@@ -124,6 +124,7 @@ def overlay(
     secrets: Mapping[str, str],
     size: Mapping[str, Any] | None,
     gpus: int,
+    dynamic: bool = False,
 ) -> dict[str, Any]:
     """Describes how a step's task definition differs from the template.
 
@@ -135,6 +136,7 @@ def overlay(
         secrets: Variables to `valueFrom`.
         size: `cpu_units` and `memory_mib`; none leaves the template's.
         gpus: GPUs of the container.
+        dynamic: Whether it is for a dynamic pipeline.
 
     Returns:
         An overlay, see `step_engine.AwsSession.ensure_task_definition`.
@@ -152,7 +154,7 @@ def overlay(
     described: dict[str, Any] = {
         "container_name": config.container_name,
         "image": image,
-        "environment": {**environment, begin.PACKAGE: aws_package.packed()},
+        "environment": {**environment, begin.PACKAGE: aws_package.packed(dynamic)},
         "secrets": dict(secrets),
         "task_role_arn": settings.task_role,
         "execution_role_arn": config.execution_role,
@@ -167,6 +169,9 @@ def overlay(
         described.update(cpu=size.get("cpu_units"), memory_mib=size.get("memory_mib"))
     if gpus:
         described["gpus"] = gpus
+    if dynamic:
+        # ZenML's program for isolated steps has no handler for SIGTERM.
+        described["init_process"] = True
     return {name: value for name, value in described.items() if value is not None}
 
 

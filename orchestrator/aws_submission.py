@@ -131,6 +131,7 @@ def start(
         session,
         snapshot,
         deployment,
+        run=placeholder_run,
         publisher=RunPublisher(placeholder_run.id, orchestrator.id),
         orchestrator_run_id=run_id,
         name=run_id,
@@ -145,6 +146,7 @@ def launch(
     snapshot: PipelineSnapshotResponse,
     deployment: Deployment,
     *,
+    run: PipelineRunResponse,
     publisher: RunPublisher,
     orchestrator_run_id: str,
     name: str,
@@ -159,6 +161,7 @@ def launch(
         session: The session.
         snapshot: The snapshot.
         deployment: The deployment.
+        run: The run in ZenML.
         publisher: The run's rows in ZenML.
         orchestrator_run_id: The orchestrator's id of the run.
         name: Name of the execution.
@@ -169,12 +172,12 @@ def launch(
     Returns:
         The run's metadata, and how to watch it.
     """
-    config, run_id = orchestrator.config, str(publisher.pipeline_run_id)
+    config, run_id = orchestrator.config, str(run.id)
     secret = aws_secrets.run_secret_name(config.secrets_prefix, run_id)
     location = _keep_secret(config, session, secret, deployment)
     try:
         # Before the start: the first task must find the run, and `zenml pipeline runs stop` needs it.
-        set_orchestrator_run_id(publisher.pipeline_run_id, orchestrator_run_id)
+        set_orchestrator_run_id(run.id, orchestrator_run_id)
         arn = session.start(deployment.machine_arn, name=name, input=execution_input(location))
     except BaseException:
         forget_secret(config, session, secret)

@@ -10,11 +10,10 @@ from zenml.constants import METADATA_ORCHESTRATOR_RUN_ID, METADATA_ORCHESTRATOR_
 from zenml.enums import ExecutionMode, StackComponentType
 from zenml.logger import get_logger
 from zenml.metadata.metadata_types import Uri
-from zenml.orchestrators import SubmissionResult
+from zenml.orchestrators import ContainerizedOrchestrator, SubmissionResult
 from zenml.stack import StackValidator
 
 from orchestrator import names
-from orchestrator.aws_isolated_steps import IsolatedSteps
 from orchestrator.my_aws_orchestrator_flavor import StepFunctionsOrchestratorConfig, StepFunctionsOrchestratorSettings
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
         PipelineSnapshotResponse,
         ScheduleResponse,
         ScheduleUpdate,
+        StepRunResponse,
     )
     from zenml.stack import Stack
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 
-class StepFunctionsOrchestrator(IsolatedSteps):
+class StepFunctionsOrchestrator(ContainerizedOrchestrator):
     """Runs a pipeline as an execution of AWS Step Functions, every step as an ECS task."""
 
     @property
@@ -302,6 +302,55 @@ class StepFunctionsOrchestrator(IsolatedSteps):
         return aws_dynamic.submit(
             self, self._session(), snapshot, placeholder_run, stack=stack, environment=environment
         )
+
+    # In the orchestration's task of a dynamic run. What they need is in no other task.
+
+    def submit_isolated_step(self, step_run_info: StepRunInfo, environment: dict[str, str]) -> None:
+        """Runs a step in a task of its own.
+
+        Args:
+            step_run_info: The step.
+            environment: Not used: ZenML's part of it is in the task definitions.
+        """
+        from orchestrator import aws_isolated_steps
+
+        aws_isolated_steps.submit(self, step_run_info)
+
+    def get_isolated_step_status(self, step_run: StepRunResponse) -> ExecutionStatus:
+        """Asks ECS where an isolated step stands.
+
+        Args:
+            step_run: The step run.
+
+        Returns:
+            What became of its task.
+        """
+        from orchestrator import aws_isolated_steps
+
+        return aws_isolated_steps.status(self, step_run)
+
+    def wait_for_isolated_step(self, step_run: StepRunResponse) -> ExecutionStatus:
+        """Waits for an isolated step.
+
+        Args:
+            step_run: The step run.
+
+        Returns:
+            What became of its task; what ZenML knows while ECS cannot tell.
+        """
+        from orchestrator import aws_isolated_steps
+
+        return aws_isolated_steps.wait(self, step_run)
+
+    def stop_isolated_step(self, step_run: StepRunResponse) -> None:
+        """Stops an isolated step.
+
+        Args:
+            step_run: The step run.
+        """
+        from orchestrator import aws_isolated_steps
+
+        aws_isolated_steps.stop(self, step_run)
 
     def update_schedule(self, schedule: ScheduleResponse, update: ScheduleUpdate) -> None:
         """Changes when a schedule acts, or whether it does.

@@ -133,7 +133,7 @@ class Definitions:
             ValueError: None has the step's image.
         """
         wanted = digest(image)
-        for name in filter(lambda name: name is not None, (template, "", *self.by_template)):
+        for name in (template or "", "", *self.by_template):
             if name in self.by_template and self.by_template[name].image == wanted:
                 return name
         raise ValueError("its image was not known before the run began; list the step in the pipeline's `depends_on`")
@@ -203,6 +203,25 @@ def user_environment(config: Any, settings: StepFunctionsOrchestratorSettings, s
     of_zenml = get_runtime_environment(config=config, stack=stack)
     parts = aws_secrets.split_environment({**settings.environment, **of_zenml}, settings.secret_environment)
     return UserEnvironment(parts.plain, parts.stable, frozenset(set(parts.stable) - set(of_zenml)))
+
+
+def refuse_unknown_secrets(wanted: UserEnvironment, known: Mapping[str, str]) -> None:
+    """Lets no secret into a request to ECS, where others could read it.
+
+    Args:
+        wanted: What the step is to see.
+        known: Secrets that its task gets anyway.
+
+    Raises:
+        ValueError: One is missing. Its value does not stand in the message.
+    """
+    for name in sorted(wanted.own_secrets):
+        if known.get(name) != wanted.secrets[name]:
+            raise ValueError(
+                f"its variable {name} is a secret that was not known before the run began, and must not stand in a "
+                "request to ECS; give it to the pipeline or the component, list the step in the pipeline's "
+                "`depends_on`, or use a secret of ZenML's"
+            )
 
 
 def uses_fargate(settings: StepFunctionsOrchestratorSettings) -> bool:
@@ -384,17 +403,19 @@ def start(
         RuntimeError: ECS could not place it.
         botocore.exceptions.ClientError: ECS refused it.
     """
-    for attempt in range(retries + 1):
+    attempt = 0
+    while True:
         # Another token, for the answer that nothing was started is an answer as well.
-        token = asked["clientToken"] if attempt == 0 else f"{asked['clientToken']}-{attempt}"
+        token = f"{asked['clientToken']}-{attempt}" if attempt else asked["clientToken"]
         answer = client.run_task(**{**asked, "clientToken": token})
         if answer["tasks"]:
             return answer["tasks"][0]
-        if attempt < retries:
-            sleep(min(2.0 * 2**attempt, 60.0))
-    failure = (answer["failures"] or [{}])[0]
-    why = " ".join(filter(None, (failure.get("reason"), failure.get("detail"))))
-    raise RuntimeError(f"ECS could not place the task: {why or 'it gives no reason'}")
+        if attempt >= retries:
+            failure = (answer["failures"] or [{}])[0]
+            why = " ".join(filter(None, (failure.get("reason"), failure.get("detail"))))
+            raise RuntimeError(f"ECS could not place the task: {why or 'it gives no reason'}")
+        sleep(min(2.0 * 2**attempt, 60.0))
+        attempt += 1
 
 
 def status_of(task: Mapping[str, Any], container: str) -> tuple[str, str | None]:
