@@ -368,6 +368,7 @@ def submit(
         name=execution_name(run),
         execution_input=lambda secret: execution_input(snapshot.id, secret, run.id, orchestrator_run_id),
         step_names=[LEADER],
+        others=tasks,
         at_end=lambda arn: stop_others(session, arn, tasks),
     )
 

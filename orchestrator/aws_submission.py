@@ -152,6 +152,7 @@ def launch(
     name: str,
     execution_input: Callable[[str], dict[str, str]],
     step_names: list[str],
+    others: dict[str, str] | None = None,
     at_end: Callable[[str], None] = lambda _: None,
 ) -> SubmissionResult:
     """Starts an execution of a static or a dynamic pipeline.
@@ -167,6 +168,7 @@ def launch(
         name: Name of the execution.
         execution_input: Gives the input for where the run's secret is.
         step_names: Names of the machine's steps.
+        others: Tasks that the machine's own start, see `step_engine.AwsRun`.
         at_end: What else to do with the execution once its end was seen.
 
     Returns:
@@ -212,7 +214,7 @@ def launch(
 
         Watcher(
             session,
-            AwsRun(session, arn, deployment.plan),
+            AwsRun(session, arn, deployment.plan, others=others),
             publisher,
             step_names,
             url=url,

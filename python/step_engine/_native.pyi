@@ -685,12 +685,22 @@ class AwsRun:
         execution_arn: The root execution, running or over.
         plan: The plan that it was compiled from, see `DockerRun`.
         logs: Whether what the steps write is followed.
+        others: `cluster` and `name` (`startedBy`) of tasks that the execution's own task starts. They are shown as
+            steps, under the name that `ZENML_STEP_ENGINE_STEP` in their overrides gives (`step_added` comes first).
 
     Raises:
         PlanError: The plan is malformed.
     """
 
-    def __new__(cls, session: AwsSession, execution_arn: str, plan: dict[str, Any], *, logs: bool = True) -> AwsRun: ...
+    def __new__(
+        cls,
+        session: AwsSession,
+        execution_arn: str,
+        plan: dict[str, Any],
+        *,
+        logs: bool = True,
+        others: dict[str, str] | None = None,
+    ) -> AwsRun: ...
     @property
     def finished(self) -> bool:
         """Whether nothing more is to come and every event was delivered."""

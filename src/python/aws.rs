@@ -355,19 +355,22 @@ struct Waiting {
 #[pymethods]
 impl AwsRun {
     #[new]
-    #[pyo3(signature = (session, execution_arn, plan, *, logs=true))]
+    #[pyo3(signature = (session, execution_arn, plan, *, logs=true, others=None))]
     fn new(
         py: Python<'_>,
         session: &AwsSession,
         execution_arn: String,
         plan: &Bound<'_, PyAny>,
         logs: bool,
+        others: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let plan = from_python(plan, "").and_then(Plan::new).map_err(|error| plan_error(py, &error))?;
+        let others: Option<StartedBy> = others.map(|others| convert(others, "others")).transpose()?;
         let (sender, receiver) = notices();
-        let watch = Watch { session: session.session.clone(), execution: execution_arn, plan: Arc::new(plan), logs };
+        let (session, host) = (session.session.clone(), Arc::clone(&session.host));
+        let watch = Watch { session, execution: execution_arn, plan: Arc::new(plan), logs, others };
         Ok(Self {
-            host: Arc::clone(&session.host),
+            host,
             cancelled: watch::Sender::new(false),
             waiting: Mutex::new(Some(Waiting { watch, notices: sender })),
             inbox: Inbox::new(receiver),
