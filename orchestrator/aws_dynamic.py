@@ -136,15 +136,18 @@ def deploy(
     from step_engine.errors import PlanError
 
     template = session.describe_task_definition(config.ecs_task_definition_arn)["taskDefinition"]
+    # Before anything is made.
+    sizes: dict[str, dict[str, int] | None] = {}
+    for name, part in given.items():
+        try:
+            sizes[name] = isolated.task_size(part.resources, isolated.uses_fargate(part.settings)) or _size_of(template)
+        except ValueError as error:
+            raise PlanError(f"step `{name}` {error}", name) from None
     secrets = keep_secrets(session, config, {name: part.environment for name, part in given.items()}, component_id)
     made: dict[str, dict[str, Any]] = {}
     ensured: dict[str, dict[str, Any]] = {}
     for name, part in given.items():
         environment = part.environment
-        try:
-            size = isolated.task_size(part.resources, isolated.uses_fargate(part.settings)) or _size_of(template)
-        except ValueError as error:
-            raise PlanError(f"step `{name}` {error}", name) from None
         overlay = aws_plan.overlay(
             image=part.image,
             settings=part.settings,
@@ -152,7 +155,7 @@ def deploy(
             environment=environment.plain | (environment.stable if config.secrets_backend == "none" else {}),
             secrets={key: secrets[key, value] for key, value in environment.stable.items() if (key, value) in secrets},
             # Always said, so that the container has no limit of its own in the way of another size.
-            size=size,
+            size=sizes[name],
             gpus=part.resources["gpus"],
             dynamic=True,
         )
@@ -272,7 +275,7 @@ def execution_name(run: PipelineRunResponse) -> str:
     before = str(run.run_metadata.get(METADATA_EXECUTION) or "").rpartition(":")[2]
     if not before:
         return str(run.id)
-    number = before.removeprefix(f"{run.id}-")
+    number = before.removeprefix(str(run.id)).removeprefix("-")
     return f"{run.id}-{int(number) + 1 if number.isdigit() else 2}"
 
 

@@ -68,9 +68,9 @@ def run_task(
     definition = self.describe_task_definition(task_definition_str)
     if definition.status != "ACTIVE":
         raise ecs.EcsClientException("TaskDefinition is inactive")
-    size = {name: (overrides or {}).get(name) or getattr(definition, name, None) for name in ("cpu", "memory")}
-    if "FARGATE" in (definition.requires_compatibilities or []) and overrides and {"cpu", "memory"} & set(overrides):
-        if int(size["memory"] or 0) not in FARGATE_MEBIBYTES.get(int(size["cpu"] or 0), ()):
+    if "FARGATE" in (definition.requires_compatibilities or []):
+        cpu, memory = ((overrides or {}).get(name) or getattr(definition, name) for name in ("cpu", "memory"))
+        if int(memory or 0) not in FARGATE_MEBIBYTES.get(int(cpu or 0), ()):
             raise ecs.EcsClientException("No Fargate configuration exists for given values.")
     return _run(self, cluster_str, task_definition_str, count, overrides, *rest, **given)
 

@@ -76,7 +76,7 @@ def too_slow() -> None:
 @step(runtime="isolated")
 def sleeps() -> None:
     print("sleep begins", flush=True)
-    time.sleep(600)
+    time.sleep(float(os.environ.get("SLEEP_SECONDS", "600")))
 
 
 def _task() -> str:
@@ -104,7 +104,10 @@ def secretive() -> None:
         print(f"TRIED {type(error).__name__} {error}")
 
 
-@pipeline(dynamic=True, enable_cache=False, settings=SETTINGS, execution_mode=MODE)
+SLEEPING = {"orchestrator": {"environment": {"SLEEP_SECONDS": os.environ.get("SLEEP_SECONDS", "600")}}}
+
+
+@pipeline(dynamic=True, enable_cache=False, settings={**SETTINGS, **SLEEPING}, execution_mode=MODE)
 def failing() -> None:
     sleeping = sleeps.submit()
     broken.submit().result()
