@@ -175,6 +175,8 @@ def deploy(
                 environment=given[name].user.digest(),
             )
             for name, each in ensured.items()
+            # A step that differs in nothing needs no word.
+            if not name or each is not own
         },
     )
     plan = {"run_id": "", "pipeline": snapshot.pipeline_configuration.name, "steps": [{"name": LEADER}]}

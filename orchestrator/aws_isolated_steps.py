@@ -234,12 +234,11 @@ def _definitions() -> isolated.Definitions:
 
 
 def _request(orchestrator: StepFunctionsOrchestrator, info: StepRunInfo) -> dict[str, Any]:
-    from zenml.constants import ORCHESTRATOR_DOCKER_IMAGE_KEY
     from zenml.orchestrators.utils import get_step_entrypoint_command
     from zenml.step_operators.step_operator_entrypoint_configuration import StepOperatorEntrypointConfiguration
 
     definitions, settings = _definitions(), _settings(orchestrator, info)
-    template = definitions.choose(info.config.template, info.get_image(key=ORCHESTRATOR_DOCKER_IMAGE_KEY))
+    template = definitions.choose(info.config.template, _image(info))
     resources = isolated.resources_of(info.config.resource_settings)
     command, arguments = get_step_entrypoint_command(
         invocation_id=info.pipeline_step_name,
@@ -261,6 +260,15 @@ def _request(orchestrator: StepFunctionsOrchestrator, info: StepRunInfo) -> dict
         gpus=resources["gpus"] or None,
         process=os.environ,
     )
+
+
+def _image(info: StepRunInfo) -> str:
+    from zenml.constants import ORCHESTRATOR_DOCKER_IMAGE_KEY
+
+    if info.snapshot.build and not info.config.template and not info.config.docker_settings.skip_build:
+        # The same without the warning that there is no template, which there need not be.
+        return info.snapshot.build.get_image(component_key=ORCHESTRATOR_DOCKER_IMAGE_KEY)
+    return info.get_image(key=ORCHESTRATOR_DOCKER_IMAGE_KEY)
 
 
 def _environment(

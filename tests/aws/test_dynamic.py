@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from account import PREFIX, Account
 from bench_client import Bench
-from stack import Project
+from conftest import Prerequisites
+from stack import Project, Server
 
 MODULE = "dynamic_scenarios.py"
 NEW = ("ecs:RegisterTaskDefinition", "states:CreateStateMachine", "states:UpdateStateMachine")
@@ -183,3 +185,41 @@ def test_refresh_stops_what_a_killed_orchestration_left(
     assert aws_project.steps(ended) == {"sleeps_0": ["failed"], "sleeps_1": ["failed"]}
     until(lambda: not bench.containers(), "the end of the containers")
     leaves_nothing(aws_project)
+
+
+def test_the_templates_roles_suffice(
+    tmp_path_factory: pytest.TempPathFactory,
+    account: Account,
+    bench: Bench,
+    zenml_server: Server,
+    parent_image: str,
+) -> None:
+    """Those of `infra/aws`, with everybody held to their policies: the client, Step Functions, ECS and the tasks."""
+    target = account.target
+    given = Prerequisites(
+        cluster_arn=target.cluster,
+        task_definition_arn=target.task_definition,
+        execution_role=target.execution_role,
+        task_role=target.execution_role.replace("execution", "task"),
+        state_machine_role=str(target.state_machine_role),
+        scheduler_role=str(target.scheduler_role),
+        subnet_ids=list(target.subnet_ids),
+        security_group_ids=list(target.security_group_ids),
+        bucket=target.bucket,
+        log_group=f"/{PREFIX}/steps",
+    )
+    folder = tmp_path_factory.mktemp("template")
+    project = Project(folder, bench, zenml_server, given, parent_image, assign_public_ip="true")
+    developer = bench.environment(account.developer())
+    with bench.enforced_policies():
+        code, output = project.run(MODULE, "everything", **developer)
+        assert code == 0, output
+        assert any(line.startswith("map:double:0") and "isolated 1" in line for line in output.splitlines()), output
+        process = project.start(MODULE, "waiting", **developer)
+        begun(process)
+        run = project.newest("waiting")
+        project.zenml("pipeline", "runs", "stop", str(run.id), "-y", **developer)
+        process.communicate(timeout=120)
+    assert not running(project)
+    assert project.newest("waiting").status.value == "stopped"
+    leaves_nothing(project)

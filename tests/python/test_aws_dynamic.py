@@ -350,7 +350,6 @@ def test_the_orchestration_is_the_only_task_of_a_machine_and_knows_the_definitio
     assert {name: each.family for name, each in found.by_template.items()} == {
         "": "zenml-se-1:1",
         "own": "zenml-se-2:1",
-        "same": "zenml-se-1:1",
         "large": "zenml-se-3:1",
     }
     assert environment["ZENML_STEP_ENGINE_RUN_ID"] == "$$.Execution.Input.orchestrator_run_id"
