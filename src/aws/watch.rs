@@ -487,6 +487,11 @@ impl Watcher {
 
     async fn finish(&mut self) {
         let mut times = (0.0, None);
+        let mut steps = self.tracker.statuses();
+        if let Some(others) = &mut self.others {
+            steps.extend(others.finish().await);
+            self.summary.attempts += others.attempts();
+        }
         match self.watch.session.describe_execution(&self.watch.execution).await {
             Ok(execution) => {
                 times = (execution.started_at_unix_seconds, execution.stopped_at_unix_seconds);
@@ -506,11 +511,6 @@ impl Watcher {
             _ => RunStatus::Failed,
         };
         let seconds = times.1.map_or(0.0, |end: f64| end - times.0);
-        let mut steps = self.tracker.statuses();
-        if let Some(others) = &mut self.others {
-            steps.extend(others.finish().await);
-            self.summary.attempts += others.attempts();
-        }
         let summary = RunSummary {
             status,
             steps,

@@ -138,6 +138,24 @@ def test_isolated_steps_that_die_without_a_word(aws_project: Project) -> None:
     leaves_nothing(aws_project)
 
 
+def test_zenmls_retry_goes_on_with_a_failed_run_in_another_execution(aws_project: Project, bench: Bench) -> None:
+    code, output = aws_project.run(MODULE, "continued")
+    run = aws_project.newest("continued")
+    assert code == 1 and run.status.value == "failed", output
+    first = aws_project.execution(run)
+    assert (first["name"], first["status"]) == (str(run.id), "FAILED")
+    bench.client("s3").put_object(Bucket=aws_project.given.bucket, Key="the-file", Body=b"")
+    output = aws_project.zenml("pipeline", "runs", "retry", str(run.id))
+    again = aws_project.newest("continued")
+    assert (again.id, again.status.value) == (run.id, "completed"), output
+    assert aws_project.steps(again) == {"counted": ["completed"], "follows": ["completed"]}, "one ran once"
+    second = aws_project.execution(again)
+    assert (second["name"], second["status"]) == (f"{run.id}-2", "SUCCEEDED")
+    assert second["stateMachineArn"] == first["stateMachineArn"]
+    assert len(tasks_of(bench, run)) == 2
+    leaves_nothing(aws_project)
+
+
 def begun(process: Any) -> str:
     """Reads until both steps of `waiting` run."""
     seen = ""

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from aws_scenarios import MODE, SETTINGS
 from zenml import pipeline, step
+from zenml.client import Client
 from zenml.config import ResourceSettings
 from zenml.config.retry_config import StepRetryConfig
 
@@ -129,6 +130,20 @@ def waiting() -> None:
     others = [sleeps.submit(id=f"sleeps_{number}") for number in range(2)]
     for other in others:
         other.result()
+
+
+@step(runtime="isolated")
+def counted() -> int:
+    return 1
+
+
+@pipeline(dynamic=True, enable_cache=False, settings=SETTINGS)
+def continued() -> None:
+    counted()
+    store = Client().active_stack.artifact_store
+    if not store.exists(f"{store.path}/the-file"):
+        raise RuntimeError("the file is missing")
+    counted(id="follows")
 
 
 if __name__ == "__main__":
