@@ -312,8 +312,7 @@ def stop_others(session: AwsSession, execution_arn: str, tasks: dict[str, str]) 
     except AwsError as error:
         logger.warning("Whether isolated steps still run cannot be seen: %s", error)
         return
-    left = [*stopped["stopped_tasks"], *stopped["left_running"]]
-    if left:
+    if left := stopped["others"]:
         logger.warning("The orchestration left these tasks running, they are being stopped: %s", ", ".join(left))
 
 

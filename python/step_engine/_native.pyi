@@ -468,7 +468,8 @@ class AwsSession:
                 too, at once. This alone needs `ecs:ListTasks`.
 
         Returns:
-            `was_running` (of the execution), `stopped_tasks`, `left_running` (ARNs of tasks that still run).
+            `was_running` (of the execution), `stopped_tasks`, `left_running` (ARNs of tasks that still run), `others`
+            (ARNs of those that the execution's own had started and that were running).
 
         Raises:
             AwsError: It does not exist or may not be stopped.

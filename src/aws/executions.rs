@@ -55,6 +55,8 @@ pub struct Stopped {
     pub stopped_tasks: Vec<String>,
     /// ARNs of tasks that still run.
     pub left_running: Vec<String>,
+    /// ARNs of those tasks that the execution's own had started.
+    pub others: Vec<String>,
 }
 
 /// Step Functions is given so long to stop the tasks itself.
@@ -197,6 +199,7 @@ impl Session {
                     if asked.insert(task.clone()) {
                         self.stop_task(&others.cluster, &task, cause).await?;
                         running.insert(task.clone());
+                        stopped.others.push(task.clone());
                         tasks.push((others.cluster.clone(), task));
                     }
                 }

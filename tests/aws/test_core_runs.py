@@ -135,13 +135,14 @@ def test_a_stop_ends_the_tasks_that_an_executions_own_started(core: Core, bench:
     watched.until("attempt_started", step="leader")
     stopped = core.aws.stop(execution, cause="enough", grace_seconds=30, others=others)
     assert ours in stopped["stopped_tasks"] and len(stopped["stopped_tasks"]) == 2 and not stopped["left_running"]
+    assert stopped["others"] == [ours]
     summary = watched.finish()
     assert summary["status"] == "stopped" and summary["attempts"] == 2
     assert bench.running_tasks(others["cluster"]) == [foreign]
     core.aws.stop_task(others["cluster"], foreign)
     # An execution that is over has left nothing.
     again = core.aws.stop(execution, others=others)
-    assert again == {"was_running": False, "stopped_tasks": [], "left_running": []}
+    assert (again["was_running"], again["left_running"], again["others"]) == (False, [], [])
 
 
 def test_a_watch_that_may_not_list_tasks_says_so_and_goes_on(core: Core, bench: Bench) -> None:
