@@ -179,7 +179,8 @@ def launch(
     location = _keep_secret(config, session, secret, deployment)
     try:
         # Before the start: the first task must find the run, and `zenml pipeline runs stop` needs it.
-        set_orchestrator_run_id(run.id, orchestrator_run_id)
+        if run.orchestrator_run_id is None:
+            set_orchestrator_run_id(run.id, orchestrator_run_id)
         arn = session.start(deployment.machine_arn, name=name, input=execution_input(location))
     except BaseException:
         forget_secret(config, session, secret)
