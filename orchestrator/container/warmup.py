@@ -33,6 +33,8 @@ _LATE_MODULES = (
 
 
 _LOCK_MILLISECONDS = 300_000
+# With pauses of 2, 4, 8 and then 10 seconds: a good two minutes, as the orchestrator itself waits for a server.
+_CONNECT_TRIES, _PAUSE_SECONDS = 16, 10
 
 
 class UnfitError(Exception):
@@ -161,6 +163,7 @@ class WarmSteps:
             BaseException: Whatever the step raises.
         """
         sys.argv[:] = self._argv(name)
+        _wait_longer_for_the_server()
         configuration = self._configurations[name]
         configuration._run_step(step=configuration.step, snapshot=self._snapshot)
         configuration.post_run(pipeline_name=self._snapshot.pipeline_configuration.name, step_name=name)
@@ -178,6 +181,19 @@ def _wait_longer_for_locks() -> None:
     @event.listens_for(engine, "connect")
     def _(connection: Any, _record: Any) -> None:
         connection.execute(f"PRAGMA busy_timeout = {_LOCK_MILLISECONDS}")
+
+
+def _wait_longer_for_the_server() -> None:
+    """A server that restarts takes a minute. ZenML gives up after half of it, and what the step has done is lost."""
+    from zenml.config.global_config import GlobalConfiguration
+
+    session: Any = getattr(GlobalConfiguration().zen_store, "session", None)
+    for adapter in getattr(session, "adapters", {}).values():
+        # Where these are no retries of urllib3 2, ZenML's own patience has to do.
+        with contextlib.suppress(AttributeError, TypeError):
+            adapter.max_retries = adapter.max_retries.new(
+                total=_CONNECT_TRIES, connect=_CONNECT_TRIES, backoff_max=_PAUSE_SECONDS
+            )
 
 
 def _read_ahead(snapshot: PipelineSnapshotResponse) -> None:

@@ -120,6 +120,7 @@ impl Session {
             Err(error) if error.is("ClientException") => (self.register(&derived).await?, true),
             Err(error) => return Err(error.into()),
         };
+        let found = self.first_of_equals(found).await;
         *arn = Some(found.clone());
         Ok(ensured(derived, found, created))
     }
@@ -129,6 +130,20 @@ impl Session {
         let builder = self.ecs().register_task_definition();
         let answer = raw_call!(self, "RegisterTaskDefinition", &subject, builder.clone(), Some(&derived.request))?;
         Ok(arn_of(&answer))
+    }
+
+    /// Clients that register the same at the same time make several revisions of a family, whose content is equal. All take
+    /// the first one, as a machine names its revisions and equal pipelines have one machine.
+    async fn first_of_equals(&self, found: String) -> String {
+        let mut first = found;
+        while let Some(before) = revision_before(&first) {
+            match self.read_task_definition(&before).await {
+                Ok(described) if described["taskDefinition"]["status"] == "ACTIVE" => first = before,
+                // Deregistered, or not to be seen: what was found serves as well.
+                _ => break,
+            }
+        }
+        first
     }
 
     /// Starts a single task. Request and answer are in the API's spelling.
@@ -205,6 +220,12 @@ impl Session {
             self.ecs().stop_task().cluster(cluster).task(task).set_reason((!reason.is_empty()).then_some(reason));
         self.call("StopTask", task, || builder.clone().send()).await.map(drop)
     }
+}
+
+fn revision_before(arn: &str) -> Option<String> {
+    let (family, revision) = arn.rsplit_once(':')?;
+    let before = revision.parse::<u64>().ok()?.checked_sub(1).filter(|before| *before > 0)?;
+    Some(format!("{family}:{before}"))
 }
 
 fn arn_of(answer: &Value) -> String {

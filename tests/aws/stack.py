@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
-import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from bench_client import Bench
 from conftest import IMAGE, Prerequisites
+from zenml_server import ZenmlServer
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
-    from zenml.zen_stores.rest_zen_store import RestZenStore
 
 ROOT = Path(__file__).parents[2]
 FLAVOR = "orchestrator.my_aws_orchestrator_flavor.StepFunctionsOrchestratorFlavor"
@@ -36,35 +35,8 @@ for name, value in {
     os.environ[name] = value
 
 
-class Server:
-    """A running ZenML server: how clients log in, and its store for the test itself."""
-
-    def __init__(self, url: str, password: str, folder: Path) -> None:
-        self.url, self.password, self.folder = url, password, folder
-        self._store: RestZenStore | None = None
-
-    @property
-    def login(self) -> dict[str, str]:
-        """Variables with which a client uses it."""
-        return {
-            "ZENML_STORE_URL": self.url,
-            "ZENML_STORE_USERNAME": "default",
-            "ZENML_STORE_PASSWORD": self.password,
-        }
-
-    @property
-    def store(self) -> RestZenStore:
-        """Its store."""
-        from zenml.zen_stores.rest_zen_store import RestZenStore, RestZenStoreConfiguration
-
-        if self._store is None:
-            configuration = RestZenStoreConfiguration(url=self.url, username="default", password=self.password)
-            self._store = RestZenStore(config=configuration, skip_default_registrations=True)
-        return self._store
-
-
 @pytest.fixture(scope="session")
-def zenml_server(tmp_path_factory: pytest.TempPathFactory, bench_server: Bench) -> Iterator[Server]:
+def zenml_server(tmp_path_factory: pytest.TempPathFactory, bench_server: Bench) -> Iterator[ZenmlServer]:
     """A ZenML server with passwords in a process of its own; tasks share this host's network.
 
     It makes the credentials of service connectors, so it must find the bench; it has none of its own.
@@ -75,40 +47,16 @@ def zenml_server(tmp_path_factory: pytest.TempPathFactory, bench_server: Bench) 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    password = secrets.token_urlsafe()
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("AWS_")},
         "AWS_ENDPOINT_URL": bench_server.endpoint,
-        "ZENML_CONFIG_PATH": str(folder / "config"),
-        "ZENML_LOCAL_STORES_PATH": str(folder / "stores"),
-        "ZENML_SERVER": "true",
-        "ZENML_SERVER_AUTO_ACTIVATE": "true",
-        "ZENML_DEFAULT_USER_PASSWORD": password,
     }
-    command = [sys.executable, "-m", "uvicorn", "zenml.zen_server.zen_server_api:app"]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)], env=environment, stdout=log, stderr=log
-        )
-    url = f"http://127.0.0.1:{port}"
+    server = ZenmlServer(folder, "127.0.0.1", port, environment)
     try:
-        deadline = time.monotonic() + 600
-        while not _answers(f"{url}/health"):
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"ZenML's server did not start:\n{(folder / 'log').read_text()[-4000:]}")
-            time.sleep(0.2)
-        yield Server(url, password, folder)
+        server.start()
+        yield server
     finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
+        server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -127,7 +75,7 @@ class Project:
     """A user's folder, initialised, with a stack as the tutorial registers it."""
 
     def __init__(
-        self, folder: Path, bench: Bench, server: Server, given: Prerequisites, image: str, **extra: str
+        self, folder: Path, bench: Bench, server: ZenmlServer, given: Prerequisites, image: str, **extra: str
     ) -> None:
         self.folder, self.bench, self.server, self.given = folder, bench, server, given
         self.environment = {
@@ -173,6 +121,15 @@ class Project:
             ["stack", "set", self.name],
         ):
             self.zenml(*arguments)
+
+    def copied_to(self, folder: Path) -> Project:
+        """A colleague's folder with the same code and stack. ZenML clients cannot begin at the same time in one folder:
+        one reads `.zen/config.yaml` while another one writes it, and finds it empty."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        other = copy.copy(self)
+        other.folder = folder
+        other.environment = {**self.environment, "ZENML_CONFIG_PATH": str(folder / "config")}
+        return other
 
     def zenml(self, *arguments: str, check: bool = True, **environment: str) -> str:
         """Runs a command of ZenML in the project's folder and returns its output."""
@@ -243,7 +200,7 @@ class Project:
 def aws_project(
     tmp_path_factory: pytest.TempPathFactory,
     bench_server: Bench,
-    zenml_server: Server,
+    zenml_server: ZenmlServer,
     prerequisites: Prerequisites,
     parent_image: str,
 ) -> Project:

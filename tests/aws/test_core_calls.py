@@ -17,6 +17,12 @@ from core_client import Core, session, step
 from step_engine import AwsSession
 from step_engine.errors import AwsError, PlanError
 
+# Of a definition, what a registration takes.
+REGISTERED = (
+    *("containerDefinitions", "volumes", "networkMode", "requiresCompatibilities"),
+    *("cpu", "memory", "executionRoleArn", "taskRoleArn"),
+)
+
 
 @pytest.fixture
 def core(bench: Bench, prerequisites: Prerequisites, monkeypatch: pytest.MonkeyPatch) -> Iterator[Core]:
@@ -286,6 +292,26 @@ def test_task_definitions_of_machines_stay(core: Core, bench: Bench) -> None:
     gone = arns.index(collected[0])
     again = core.aws.ensure_task_definition(template, {"image": f"i:{gone}"})
     assert again["created"] and again["arn"] != collected[0]
+
+
+def test_clients_that_register_the_same_definition_together_take_the_same_one(core: Core, bench: Bench) -> None:
+    ecs = bench.client("ecs")
+    overlay = {"image": f"i:{uuid.uuid4().hex}"}
+    first = core.definition(**overlay)["arn"]
+    # What the other one registered, which had not seen the first.
+    described = ecs.describe_task_definition(taskDefinition=first, include=["TAGS"])
+    made = described["taskDefinition"]
+    again = ecs.register_task_definition(
+        family=made["family"],
+        tags=described["tags"],
+        **{key: made[key] for key in REGISTERED if key in made},
+    )["taskDefinition"]["taskDefinitionArn"]
+    assert again == f"{first.rpartition(':')[0]}:2"
+    later = session(bench).ensure_task_definition(core.prerequisites.task_definition_arn, overlay)
+    assert (later["arn"], later["created"]) == (first, False)
+    ecs.deregister_task_definition(taskDefinition=first)
+    later = session(bench).ensure_task_definition(core.prerequisites.task_definition_arn, overlay)
+    assert (later["arn"], later["created"]) == (again, False)
 
 
 def test_a_single_task_runs_and_stops(core: Core) -> None:

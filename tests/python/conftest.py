@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import secrets
 import shutil
 import socket
 import socketserver
@@ -14,7 +13,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +33,8 @@ os.environ.update(
     ZENML_ENABLE_REPO_INIT_WARNINGS="false",
     AUTO_OPEN_DASHBOARD="false",
 )
+
+from zenml_server import ZenmlServer  # noqa: E402
 
 import orchestrator  # noqa: E402
 from orchestrator.plan import CONTAINER_PYTHON_PATH  # noqa: E402
@@ -72,9 +72,10 @@ def _derived(base: str, name: str, instruction: str) -> Iterator[str]:
 class Records:
     """Where ZenML keeps its records: variables for the processes of a test, and the store for the test itself."""
 
-    def __init__(self, environment: dict[str, str], store: BaseZenStore) -> None:
+    def __init__(self, environment: dict[str, str], store: BaseZenStore, server: ZenmlServer | None = None) -> None:
         self.environment = environment
         self.store = store
+        self.server = server
 
 
 @pytest.fixture(scope="session")
@@ -87,39 +88,14 @@ def sqlite_records() -> Records:
 
 @pytest.fixture(scope="session")
 def server_records(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Records]:
-    """A ZenML server with passwords, in a process of its own, that step containers can reach."""
-    from zenml.zen_stores.rest_zen_store import RestZenStore, RestZenStoreConfiguration
-
+    """A ZenML server that step containers can reach."""
     folder = tmp_path_factory.mktemp("server")
-    address, port = _address_for_containers(image)
-    password = secrets.token_urlsafe()
-    environment = {
-        **os.environ,
-        "ZENML_CONFIG_PATH": str(folder / "config"),
-        "ZENML_LOCAL_STORES_PATH": str(folder / "stores"),
-        "ZENML_SERVER": "true",
-        "ZENML_SERVER_AUTO_ACTIVATE": "true",
-        "ZENML_DEFAULT_USER_PASSWORD": password,
-    }
-    command = [sys.executable, "-m", "uvicorn", "zenml.zen_server.zen_server_api:app"]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--host", address, "--port", str(port)], env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
-    url = f"http://{address}:{port}"
+    server = ZenmlServer(folder, *_address_for_containers(image), os.environ)
     try:
-        deadline = time.monotonic() + 180
-        while not _answers(f"{url}/health"):
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"ZenML's server did not start:\n{(folder / 'log').read_text()[-4000:]}")
-            time.sleep(0.2)
-        login = {"ZENML_STORE_URL": url, "ZENML_STORE_USERNAME": "default", "ZENML_STORE_PASSWORD": password}
-        configuration = RestZenStoreConfiguration(url=url, username="default", password=password)
-        store = RestZenStore(config=configuration, skip_default_registrations=True)
-        yield Records({**login, "ZENML_CONFIG_PATH": str(folder / "client")}, store)
+        server.start()
+        yield Records({**server.login, "ZENML_CONFIG_PATH": str(folder / "client")}, server.store, server)
     finally:
-        process.terminate()
-        process.wait(30)
+        server.stop()
 
 
 def _address_for_containers(image: str) -> tuple[str, int]:
@@ -134,14 +110,6 @@ def _address_for_containers(image: str) -> tuple[str, int]:
             free.bind((address, 0))
             return address, free.getsockname()[1]
     raise AssertionError("no address for a server")
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
 
 
 class Project:
@@ -169,6 +137,7 @@ class Project:
             "capture.py",
             "copied.py",
             "dynamic_scenarios.py",
+            "operators.py",
         ):
             shutil.copy(Path(__file__).parent / name, folder)
         for arguments in (

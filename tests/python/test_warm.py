@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,6 +128,28 @@ def test_workers_do_not_survive_a_killed_client(
             subprocess.run(["docker", "rm", "-f", *left], capture_output=True, check=True)
 
 
+def test_a_server_that_is_away_while_a_step_ends_is_waited_for(
+    server_project: Project, until: Callable[..., None]
+) -> None:
+    server = server_project.records.server
+    assert server is not None
+    marker = server_project.folder / "scratch" / "lasts"
+    marker.unlink(missing_ok=True)
+    process = server_project.start("abandoned", "process", MODULE)
+    try:
+        until(marker.exists, "the step to run", 120)
+        server.stop()
+        # The step lasts for 20 seconds, and ZenML waits for half a minute.
+        time.sleep(70)
+    finally:
+        server.start()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    run = server_project.ended("abandoned")
+    assert (run.status, run.containers) == ("completed", [])
+    assert run.attempts == {"lasts": ["completed"], "after": ["completed"]}
+
+
 def test_warming_workers_do_not_survive_a_killed_client(
     project: Project, ended: Look, until: Callable[..., None]
 ) -> None:
@@ -141,6 +166,33 @@ def test_warming_workers_do_not_survive_a_killed_client(
         left = ended("places").containers
         if left:
             subprocess.run(["docker", "rm", "-f", *left], capture_output=True, check=True)
+
+
+def test_a_step_operator_and_a_secret_of_the_stack(project: Project, ended: Look) -> None:
+    name, token = "here", secrets.token_urlsafe()
+    project.zenml("secret", "create", name, f"--token={token}")
+    project.zenml("step-operator", "flavor", "register", "operators.HereFlavor")
+    project.zenml("step-operator", "register", name, "-f", "here", f"--token={{{{{name}.token}}}}")
+    project.zenml("stack", "register", name, "-o", "my_docker_orchestrator", "-a", "default", "-s", name)
+    project.zenml("stack", "set", name)
+    try:
+        code, output = project.run("operated", "process", MODULE)
+    finally:
+        project.zenml("stack", "set", "my_stack")
+    assert code == 0, output
+    run = ended("operated")
+    assert run.status == "completed"
+    assert run.attempts == {"plain": ["completed"], "elsewhere": ["completed"], "after": ["completed"]}
+    assert run.containers == []
+    log = log_of(run, "elsewhere")
+    assert f"OPERATOR runs elsewhere with the secret {hashlib.sha256(token.encode()).hexdigest()}" in log
+    assert "with 1" in log and "ELSEWHERE" in log
+    assert "after 2" in log_of(run, "after")
+    assert all(run.run.steps[step].run_metadata["warm"] for step in ("elsewhere", "after"))
+    # Nowhere in what is kept of the run.
+    kept = [path for path in run.log_directory.rglob("*") if path.is_file()]
+    assert kept and not [path for path in kept if token.encode() in path.read_bytes()]
+    assert token not in output
 
 
 def test_the_package_is_copied_to_an_engine_elsewhere(project: Project, ended: Look) -> None:

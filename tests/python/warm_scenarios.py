@@ -179,6 +179,12 @@ def leaves_a_child_behind(value: int) -> None:
     subprocess.Popen(["sleep", "300"], start_new_session=True)
 
 
+@step(step_operator=True)
+def elsewhere(value: int) -> int:
+    print(f"ELSEWHERE as {os.getpid()} with {value}")
+    return value + 1
+
+
 @pipeline(enable_cache=False, settings=SETTINGS, on_init=hello)
 def trials() -> None:
     # Not for the other steps' containers.
@@ -231,6 +237,11 @@ def many() -> None:
 @pipeline(enable_cache=False, settings=SETTINGS)
 def two() -> None:
     after(plain())
+
+
+@pipeline(enable_cache=False, settings=SETTINGS)
+def operated() -> None:
+    after(elsewhere(plain()))
 
 
 @pipeline(enable_cache=False, settings=SETTINGS)

@@ -19,6 +19,10 @@ DOCKER = DockerSettings(
 )
 MODE = ExecutionMode(os.environ.get("TEST_MODE", "continue_on_failure"))
 SETTINGS = {"docker": DOCKER}
+SLOW_SETTINGS = {
+    **SETTINGS,
+    "orchestrator": {"environment": {"SLOW_SECONDS": os.environ.get("SLOW_SECONDS", "120")}},
+}
 NAME = os.environ.get("TEST_PIPELINE_NAME")
 
 
@@ -93,10 +97,7 @@ def chain() -> None:
     total(numbers())
 
 
-@pipeline(
-    settings={**SETTINGS, "orchestrator": {"environment": {"SLOW_SECONDS": os.environ.get("SLOW_SECONDS", "120")}}},
-    execution_mode=MODE,
-)
+@pipeline(settings=SLOW_SETTINGS, execution_mode=MODE)
 def failing() -> None:
     """A branch that breaks, one that is slower, and what follows on each."""
     values = numbers()
@@ -114,7 +115,7 @@ def retried() -> None:
     second_time(numbers())
 
 
-@pipeline(name=NAME, settings=SETTINGS)
+@pipeline(name=NAME, settings=SLOW_SETTINGS)
 def waiting() -> None:
     after(slow(numbers()))
 
