@@ -12,7 +12,8 @@ import pytest
 from account import PREFIX, Account
 from bench_client import Bench
 from conftest import Prerequisites
-from stack import Project, Server
+from stack import Project
+from zenml_server import ZenmlServer
 
 MODULE = "dynamic_scenarios.py"
 NEW = ("ecs:RegisterTaskDefinition", "states:CreateStateMachine", "states:UpdateStateMachine")
@@ -209,7 +210,7 @@ def test_the_templates_roles_suffice(
     tmp_path_factory: pytest.TempPathFactory,
     account: Account,
     bench: Bench,
-    zenml_server: Server,
+    zenml_server: ZenmlServer,
     parent_image: str,
 ) -> None:
     """Those of `infra/aws`, with everybody held to their policies: the client, Step Functions, ECS and the tasks."""
