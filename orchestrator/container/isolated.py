@@ -343,6 +343,10 @@ def request(
     }
     if gpus is not None:
         container["resourceRequirements"] = [{"type": "GPU", "value": str(gpus)}] if gpus else []
+    spelling = {"cpu_units": "cpu", "memory_mib": "memory"}
+    if size and not uses_fargate(settings):
+        # On instances a template need not say how big its tasks are; then its container does.
+        container.update({spelling[name]: value for name, value in size.items()})
     length = len(json.dumps([container], separators=(",", ":"), ensure_ascii=False))
     if length > OVERRIDES_CHARACTERS:
         raise ValueError(
@@ -351,7 +355,6 @@ def request(
         )
     overrides: dict[str, Any] = {"containerOverrides": [container]}
     if size:
-        spelling = {"cpu_units": "cpu", "memory_mib": "memory"}
         overrides.update({spelling[name]: str(value) for name, value in size.items()})
     if settings.task_role:
         overrides["taskRoleArn"] = settings.task_role

@@ -203,10 +203,13 @@ def test_settings_that_a_definition_cannot_know_are_in_the_request() -> None:
     assert asked["overrides"]["ephemeralStorage"] == {"sizeInGiB": 40}
     assert (asked["platformVersion"], asked["enableExecuteCommand"]) == ("1.4.0", True)
     assert asked["networkConfiguration"]["awsvpcConfiguration"]["assignPublicIp"] == "ENABLED"
-    on_instances = asked_for(settings=StepFunctionsOrchestratorSettings(launch_type="EC2"), gpus=2)
+    assert "memory" not in asked_for(size={"memory_mib": 1024})["overrides"]["containerOverrides"][0]
+    ec2 = StepFunctionsOrchestratorSettings(launch_type="EC2")
+    on_instances = asked_for(settings=ec2, gpus=2, size={"memory_mib": 1024})
     assert "assignPublicIp" not in on_instances["networkConfiguration"]["awsvpcConfiguration"]
     (container,) = on_instances["overrides"]["containerOverrides"]
     assert container["resourceRequirements"] == [{"type": "GPU", "value": "2"}]
+    assert (container["memory"], on_instances["overrides"]["memory"]) == (1024, "1024")
 
 
 def test_boto3_knows_every_field_of_a_request() -> None:
@@ -217,7 +220,7 @@ def test_boto3_knows_every_field_of_a_request() -> None:
     settings = StepFunctionsOrchestratorSettings(ephemeral_storage=40, platform_version="1.4.0", task_role="r")
     for asked in (
         asked_for(settings=settings, size={"cpu_units": 512, "memory_mib": 1024}),
-        asked_for(settings=StepFunctionsOrchestratorSettings(launch_type="EC2"), gpus=1),
+        asked_for(settings=StepFunctionsOrchestratorSettings(launch_type="EC2"), gpus=1, size={"cpu_units": 512}),
     ):
         assert ParamValidator().validate(asked, shape).generate_report() == ""
 
