@@ -39,13 +39,13 @@ aws-setup: setup base-image
 	@scripts/aws-bench-setup
 
 test-aws-services: aws-setup
-	$(VENV)/bin/python -m pytest tests/aws --ignore tests/aws/test_faults.py --ignore tests/aws/test_pipelines.py
+	$(VENV)/bin/python -m pytest tests/aws --ignore tests/aws/test_faults.py --ignore tests/aws/test_pipelines.py --ignore tests/aws/test_dynamic.py
 
 test-aws-faults: aws-setup
 	$(VENV)/bin/python -m pytest tests/aws/test_faults.py
 
 test-aws-pipelines: aws-setup
-	$(VENV)/bin/python -m pytest tests/aws/test_pipelines.py
+	$(VENV)/bin/python -m pytest tests/aws/test_pipelines.py tests/aws/test_dynamic.py
 
 aws-bench: base-image ## A local AWS in the foreground; ends by itself when it is not used
 	@scripts/aws-bench

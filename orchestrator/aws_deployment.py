@@ -106,7 +106,7 @@ def deploy(
         name: aws_plan.step_environment(step_environments[name], step_settings[name])
         for name in snapshot.step_configurations
     }
-    secrets = _keep_secrets(session, config, environments, component_id)
+    secrets = keep_secrets(session, config, environments, component_id)
     definitions: dict[str, dict[str, Any]] = {}
     known: dict[str, dict[str, Any]] = {}
     for step in plan["steps"]:
@@ -147,13 +147,23 @@ def deploy(
     )
 
 
-def _keep_secrets(
+def keep_secrets(
     session: AwsSession,
     config: StepFunctionsOrchestratorConfig,
     environments: Mapping[str, aws_secrets.Environment],
     component_id: object,
 ) -> dict[tuple[str, str], str]:
-    """Stores what does not change between runs, each value once; gives where each is found."""
+    """Stores what does not change between runs, each value once.
+
+    Args:
+        session: The session.
+        config: The component's config.
+        environments: Environment of every step.
+        component_id: Id of the component.
+
+    Returns:
+        Where each is found, by variable and value; empty without a backend.
+    """
     if config.secrets_backend == "none":
         return {}
     values = {item for environment in environments.values() for item in environment.stable.items()}

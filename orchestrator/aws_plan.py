@@ -17,6 +17,7 @@ from zenml.entrypoints.step_entrypoint_configuration import StepEntrypointConfig
 
 from orchestrator import aws_package, aws_secrets
 from orchestrator.container import begin
+from orchestrator.container.isolated import uses_fargate
 from orchestrator.names import ENV_EXECUTION, ENV_RUN_ID, parse_arn
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def overlay(
     secrets: Mapping[str, str],
     size: Mapping[str, Any] | None,
     gpus: int,
+    dynamic: bool = False,
 ) -> dict[str, Any]:
     """Describes how a step's task definition differs from the template.
 
@@ -134,6 +136,7 @@ def overlay(
         secrets: Variables to `valueFrom`.
         size: `cpu_units` and `memory_mib`; none leaves the template's.
         gpus: GPUs of the container.
+        dynamic: Whether it is for a dynamic pipeline.
 
     Returns:
         An overlay, see `step_engine.AwsSession.ensure_task_definition`.
@@ -151,7 +154,7 @@ def overlay(
     described: dict[str, Any] = {
         "container_name": config.container_name,
         "image": image,
-        "environment": {**environment, begin.PACKAGE: aws_package.packed()},
+        "environment": {**environment, begin.PACKAGE: aws_package.packed(dynamic)},
         "secrets": dict(secrets),
         "task_role_arn": settings.task_role,
         "execution_role_arn": config.execution_role,
@@ -166,6 +169,9 @@ def overlay(
         described.update(cpu=size.get("cpu_units"), memory_mib=size.get("memory_mib"))
     if gpus:
         described["gpus"] = gpus
+    if dynamic:
+        # ZenML's program for isolated steps has no handler for SIGTERM.
+        described["init_process"] = True
     return {name: value for name, value in described.items() if value is not None}
 
 
@@ -205,78 +211,96 @@ def asl_options(
     Returns:
         `AslOptions`, see `step_engine.compile_asl`.
     """
-    cluster = parse_arn(config.ecs_cluster_arn) or {}
-    options: dict[str, Any] = {
-        "name": pipeline_name(snapshot.pipeline_configuration.name),
-        "synchronization": settings.synchronization,
-        "auto_threshold": settings.auto_threshold,
-        "timeout_seconds": settings.execution_timeout_seconds,
-        "infrastructure_retries": config.infrastructure_retries,
-        "account": {"partition": cluster.get("partition", "aws"), "region": config.region, "id": config.account_id},
-        "pass_roles": sorted({role for role in _roles(config, step_settings) if role}),
-        "task": {
-            "cluster": config.ecs_cluster_arn,
-            "environment": {
-                ENV_RUN_ID: {"execution": "name"},
-                ENV_EXECUTION: {"execution": "id"},
-                aws_secrets.ENV_RUN_SECRET: {"input": INPUT_SECRET},
-            },
-        },
-        "steps": {
-            name: _task(name, config, step_settings[name], task_definitions[name])
-            for name in snapshot.step_configurations
-        },
+    options = machine_options(snapshot, config, settings, step_settings.values())
+    options["synchronization"] = settings.synchronization
+    options["auto_threshold"] = settings.auto_threshold
+    options["task"] = {"cluster": config.ecs_cluster_arn, "environment": run_environment()}
+    options["steps"] = {
+        name: task(config, step_settings[name], task_definitions[name], command(name))
+        for name in snapshot.step_configurations
     }
     if bucket:
         options["signals"] = {"bucket": bucket, "prefix": config.signals_prefix}
     return options
 
 
-def _roles(
-    config: StepFunctionsOrchestratorConfig, step_settings: Mapping[str, StepFunctionsOrchestratorSettings]
-) -> list[str | None]:
-    return [config.execution_role, *(settings.task_role for settings in step_settings.values())]
+def machine_options(
+    snapshot: PipelineSnapshotResponse,
+    config: StepFunctionsOrchestratorConfig,
+    settings: StepFunctionsOrchestratorSettings,
+    step_settings: Iterable[StepFunctionsOrchestratorSettings],
+) -> dict[str, Any]:
+    """Says what does not depend on the machine's steps.
+
+    Args:
+        snapshot: The snapshot.
+        config: The component's config.
+        settings: Settings of the pipeline.
+        step_settings: Settings of the steps that the machine runs.
+
+    Returns:
+        Some of `AslOptions`, see `step_engine.compile_asl`.
+    """
+    cluster = parse_arn(config.ecs_cluster_arn) or {}
+    roles = [config.execution_role, *(step.task_role for step in step_settings)]
+    return {
+        "name": pipeline_name(snapshot.pipeline_configuration.name),
+        "timeout_seconds": settings.execution_timeout_seconds,
+        "infrastructure_retries": config.infrastructure_retries,
+        "account": {"partition": cluster.get("partition", "aws"), "region": config.region, "id": config.account_id},
+        "pass_roles": sorted({role for role in roles if role}),
+    }
 
 
-def _task(
-    name: str,
+def run_environment() -> dict[str, Any]:
+    """What a task is told of its run.
+
+    Returns:
+        Values of `AslOptions` by variable.
+    """
+    return {
+        ENV_RUN_ID: {"execution": "name"},
+        ENV_EXECUTION: {"execution": "id"},
+        aws_secrets.ENV_RUN_SECRET: {"input": INPUT_SECRET},
+    }
+
+
+def task(
     config: StepFunctionsOrchestratorConfig,
     settings: StepFunctionsOrchestratorSettings,
     definition: Mapping[str, Any],
+    arguments: list[str | dict[str, str]],
 ) -> dict[str, Any]:
-    task: dict[str, Any] = {
+    """Says how a step becomes a task.
+
+    Args:
+        config: The component's config.
+        settings: Settings of the step.
+        definition: `arn`, `container_name` and `network_mode` of its task definition.
+        arguments: Its command, as values of `AslOptions`.
+
+    Returns:
+        `TaskSettings` of `AslOptions`.
+    """
+    described: dict[str, Any] = {
         "task_definition": definition["arn"],
         "container": definition["container_name"],
-        "command": command(name),
+        "command": arguments,
         "platform_version": settings.platform_version,
         "enable_execute_command": settings.enable_execute_command or None,
     }
     if settings.capacity_provider_strategy:
-        task["capacity_providers"] = [provider.model_dump() for provider in settings.capacity_provider_strategy]
+        described["capacity_providers"] = [provider.model_dump() for provider in settings.capacity_provider_strategy]
     else:
-        task["launch_type"] = settings.launch_type or "FARGATE"
+        described["launch_type"] = settings.launch_type or "FARGATE"
     if definition.get("network_mode", "awsvpc") == "awsvpc":
-        task["network"] = {
+        described["network"] = {
             "subnets": config.subnet_ids,
             "security_groups": config.security_group_ids,
             # ECS refuses the field on instances.
             "assign_public_ip": settings.assign_public_ip and uses_fargate(settings),
         }
-    return task
-
-
-def uses_fargate(settings: StepFunctionsOrchestratorSettings) -> bool:
-    """Tells whether a step runs on Fargate.
-
-    Args:
-        settings: Settings of the step.
-
-    Returns:
-        True for the launch type and for Fargate's capacity providers.
-    """
-    if settings.capacity_provider_strategy:
-        return all(provider.name in ("FARGATE", "FARGATE_SPOT") for provider in settings.capacity_provider_strategy)
-    return settings.launch_type in (None, "FARGATE")
+    return described
 
 
 def steady_seconds(seconds: Mapping[str, float], synchronization: str) -> dict[str, float]:

@@ -8,8 +8,10 @@ from zenml.client import Client
 from zenml.enums import ExecutionStatus
 from zenml.logger import get_logger
 
-from orchestrator import aws_secrets
+from orchestrator import aws_dynamic, aws_secrets
+from orchestrator.aws_dynamic import GRACE_SECONDS
 from orchestrator.aws_submission import forget_secret
+from orchestrator.dynamic_publishing import DynamicRunPublisher
 from orchestrator.names import METADATA_EXECUTION
 from orchestrator.publishing import RunPublisher
 from orchestrator.watching import execution_reason
@@ -24,9 +26,6 @@ logger = get_logger(__name__)
 
 STOP_SECONDS = 60.0
 """How long a graceful stop waits for the tasks, at least."""
-
-GRACE_SECONDS = 30.0
-"""What ECS leaves a container after SIGTERM if nothing else is said."""
 
 _STATUSES = {
     "running": ExecutionStatus.RUNNING,
@@ -69,10 +68,11 @@ def stop(
         raise RuntimeError("ZenML does not know which execution this run is; stop it in the AWS console.")
     grace = orchestrator.config.stop_grace_seconds or GRACE_SECONDS
     wait = max(STOP_SECONDS, grace * 2) if graceful else grace
-    stopped = session.stop(arn, cause="zenml pipeline runs stop", grace_seconds=wait)
+    others = aws_dynamic.others(orchestrator.config, run)
+    stopped = session.stop(arn, cause="zenml pipeline runs stop", grace_seconds=wait, others=others)
     if stopped["left_running"]:
         logger.warning("These tasks are still stopping: %s", ", ".join(stopped["left_running"]))
-    publisher = RunPublisher(run.id, orchestrator.id)
+    publisher = _publisher(orchestrator, run)
     for row in _rows(run):
         publisher.ensure_stopped(row.name)
     publisher.finish("stopped", "Manual stop requested.")
@@ -98,19 +98,24 @@ def status(
         return None, None
     execution = session.describe_execution(arn)
     running = execution["status"] in ("RUNNING", "PENDING_REDRIVE")
+    others = aws_dynamic.others(orchestrator.config, run)
+    if others and not running:
+        aws_dynamic.stop_others(session, arn, others)
     if run.status.is_finished:
         # Its last step told ZenML itself, while nobody watched who would have deleted the secret.
         if not running:
             _forget_run_secret(orchestrator, session, run)
         return None, None
     found: dict[str, dict[str, Any]] = {}
-    if include_steps or not running:
+    # The steps of a dynamic run are none of its machine's, and their rows are what ZenML knows of them.
+    include_steps = include_steps and not others
+    if (include_steps or not running) and not others:
         names = list(run.snapshot.step_configurations) if run.snapshot else [row.name for row in _rows(run)]
         found = session.execution_steps(arn, names)
     steps = {name: _STATUSES[step["status"]] for name, step in found.items() if step["status"] in _STATUSES}
     if running:
         return run.status, (steps if include_steps else None)
-    publisher = RunPublisher(run.id, orchestrator.id)
+    publisher = _publisher(orchestrator, run)
     for name, step in found.items():
         if step["status"] == "failed":
             # A container that was killed or never started left no word, or too few.
@@ -122,6 +127,11 @@ def status(
     publisher.finish("stopped" if stopped else ended, execution_reason(execution))
     _forget_run_secret(orchestrator, session, run)
     return publisher.run_status(), (steps if include_steps else None)
+
+
+def _publisher(orchestrator: StepFunctionsOrchestrator, run: PipelineRunResponse) -> RunPublisher:
+    is_dynamic = run.snapshot is not None and run.snapshot.is_dynamic
+    return (DynamicRunPublisher if is_dynamic else RunPublisher)(run.id, orchestrator.id)
 
 
 def _forget_run_secret(orchestrator: StepFunctionsOrchestrator, session: AwsSession, run: PipelineRunResponse) -> None:

@@ -52,21 +52,11 @@ def prepare(
         AwsError: AWS refused something.
         AslError: The pipeline cannot become a state machine.
     """
-    from step_engine.errors import PlanError
-
-    config = orchestrator.config
-    mistakes = aws_plan.check_config(config)
-    if mistakes:
-        raise PlanError(f"The orchestrator `{orchestrator.name}` is not set up rightly: {' '.join(mistakes)}")
-    if config.secrets_backend == "none":
-        logger.warning(
-            "secrets_backend is none: the token with which steps talk to ZenML, and other secrets, can be read by "
-            "everybody who may read task definitions and executions."
-        )
+    check(orchestrator)
     deployment = deploy(
         session,
         snapshot,
-        config=config,
+        config=orchestrator.config,
         settings=settings_of(orchestrator, snapshot),
         step_settings={name: settings_of(orchestrator, step) for name, step in snapshot.step_configurations.items()},
         step_environments=step_environments,
@@ -78,6 +68,27 @@ def prepare(
     for arn in deployment.created:
         logger.info("Created %s", arn)
     return deployment
+
+
+def check(orchestrator: StepFunctionsOrchestrator) -> None:
+    """Looks at the component's config before anything is made.
+
+    Args:
+        orchestrator: The component.
+
+    Raises:
+        PlanError: It is wrong.
+    """
+    from step_engine.errors import PlanError
+
+    mistakes = aws_plan.check_config(orchestrator.config)
+    if mistakes:
+        raise PlanError(f"The orchestrator `{orchestrator.name}` is not set up rightly: {' '.join(mistakes)}")
+    if orchestrator.config.secrets_backend == "none":
+        logger.warning(
+            "secrets_backend is none: the token with which steps talk to ZenML, and other secrets, can be read by "
+            "everybody who may read task definitions and executions."
+        )
 
 
 def settings_of(orchestrator: StepFunctionsOrchestrator, container: Any) -> StepFunctionsOrchestratorSettings:
@@ -114,21 +125,69 @@ def start(
     Returns:
         The run's metadata, and how to watch it.
     """
-    config = orchestrator.config
     run_id = str(placeholder_run.id)
+    return launch(
+        orchestrator,
+        session,
+        snapshot,
+        deployment,
+        run=placeholder_run,
+        publisher=RunPublisher(placeholder_run.id, orchestrator.id),
+        orchestrator_run_id=run_id,
+        name=run_id,
+        execution_input=lambda secret: aws_plan.execution_input(snapshot.id, secret),
+        step_names=list(snapshot.step_configurations),
+    )
+
+
+def launch(
+    orchestrator: StepFunctionsOrchestrator,
+    session: AwsSession,
+    snapshot: PipelineSnapshotResponse,
+    deployment: Deployment,
+    *,
+    run: PipelineRunResponse,
+    publisher: RunPublisher,
+    orchestrator_run_id: str,
+    name: str,
+    execution_input: Callable[[str], dict[str, str]],
+    step_names: list[str],
+    others: dict[str, str] | None = None,
+    at_end: Callable[[str], None] = lambda _: None,
+) -> SubmissionResult:
+    """Starts an execution of a static or a dynamic pipeline.
+
+    Args:
+        orchestrator: The component.
+        session: The session.
+        snapshot: The snapshot.
+        deployment: The deployment.
+        run: The run in ZenML.
+        publisher: The run's rows in ZenML.
+        orchestrator_run_id: The orchestrator's id of the run.
+        name: Name of the execution.
+        execution_input: Gives the input for where the run's secret is.
+        step_names: Names of the machine's steps.
+        others: Tasks that the machine's own start, see `step_engine.AwsRun`.
+        at_end: What else to do with the execution once its end was seen.
+
+    Returns:
+        The run's metadata, and how to watch it.
+    """
+    config, run_id = orchestrator.config, str(run.id)
     secret = aws_secrets.run_secret_name(config.secrets_prefix, run_id)
     location = _keep_secret(config, session, secret, deployment)
     try:
         # Before the start: the first task must find the run, and `zenml pipeline runs stop` needs it.
-        set_orchestrator_run_id(placeholder_run.id, run_id)
-        arn = session.start(deployment.machine_arn, name=run_id, input=aws_plan.execution_input(snapshot.id, location))
+        if run.orchestrator_run_id is None:
+            set_orchestrator_run_id(run.id, orchestrator_run_id)
+        arn = session.start(deployment.machine_arn, name=name, input=execution_input(location))
     except BaseException:
         forget_secret(config, session, secret)
         raise
-    metadata: dict[str, Any] = orchestrator.run_metadata(run_id, arn)
+    metadata: dict[str, Any] = orchestrator.run_metadata(orchestrator_run_id, arn)
     if deployment.estimated_dollars is not None:
         metadata["estimated_cost_usd"] = round(deployment.estimated_dollars, 6)
-    publisher = RunPublisher(placeholder_run.id, orchestrator.id)
     # At once, so that the run can be stopped.
     publisher.publish_run_metadata(metadata)
     url = str(metadata["orchestrator_url"])
@@ -144,6 +203,7 @@ def start(
         return SubmissionResult(metadata=metadata)
 
     def clean_up() -> None:
+        at_end(arn)
         forget_secret(config, session, secret)
         # Not between the start and the watch: a Ctrl-C there would make ZenML believe that nothing runs.
         tidy()
@@ -155,9 +215,9 @@ def start(
 
         Watcher(
             session,
-            AwsRun(session, arn, deployment.plan),
+            AwsRun(session, arn, deployment.plan, others=others),
             publisher,
-            list(snapshot.step_configurations),
+            step_names,
             url=url,
             renew=lambda: orchestrator.renew(session),
             clean_up=clean_up,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         PipelineSnapshotResponse,
         ScheduleResponse,
         ScheduleUpdate,
+        StepRunResponse,
     )
     from zenml.stack import Stack
 
@@ -265,6 +266,91 @@ class StepFunctionsOrchestrator(ContainerizedOrchestrator):
         if placeholder_run is None:
             raise RuntimeError("There is neither a run nor a schedule to report to.")
         return aws_submission.start(self, session, snapshot, prepared(), placeholder_run)
+
+    def submit_dynamic_pipeline(
+        self,
+        snapshot: PipelineSnapshotResponse,
+        stack: Stack,
+        environment: dict[str, str],
+        placeholder_run: PipelineRunResponse | None = None,
+    ) -> SubmissionResult | None:
+        """Runs a dynamic pipeline: its function in the only task of an execution, which starts those of isolated steps.
+
+        Args:
+            snapshot: The snapshot.
+            stack: The stack.
+            environment: Environment of the orchestration. Not changed.
+            placeholder_run: The run as ZenML created it, or one that is resumed.
+
+        Returns:
+            Metadata of the run, and how to watch it.
+
+        Raises:
+            PipelineSubmissionError: The pipeline has a schedule; ZenML removes its row.
+            RuntimeError: There is no run to report to.
+        """
+        from zenml.orchestrators.exceptions import PipelineSubmissionError
+
+        from orchestrator import aws_dynamic
+
+        if snapshot.schedule:
+            raise PipelineSubmissionError(
+                "The schedule was not made: dynamic pipelines on Step Functions cannot be scheduled."
+            )
+        if placeholder_run is None:
+            raise RuntimeError("There is no run to report to.")
+        return aws_dynamic.submit(
+            self, self._session(), snapshot, placeholder_run, stack=stack, environment=environment
+        )
+
+    # In the orchestration's task of a dynamic run. What they need is in no other task.
+
+    def submit_isolated_step(self, step_run_info: StepRunInfo, environment: dict[str, str]) -> None:
+        """Runs a step in a task of its own.
+
+        Args:
+            step_run_info: The step.
+            environment: Not used: ZenML's part of it is in the task definitions.
+        """
+        from orchestrator import aws_isolated_steps
+
+        aws_isolated_steps.submit(self, step_run_info)
+
+    def get_isolated_step_status(self, step_run: StepRunResponse) -> ExecutionStatus:
+        """Asks ECS where an isolated step stands.
+
+        Args:
+            step_run: The step run.
+
+        Returns:
+            What became of its task.
+        """
+        from orchestrator import aws_isolated_steps
+
+        return aws_isolated_steps.status(self, step_run)
+
+    def wait_for_isolated_step(self, step_run: StepRunResponse) -> ExecutionStatus:
+        """Waits for an isolated step.
+
+        Args:
+            step_run: The step run.
+
+        Returns:
+            What became of its task; what ZenML knows while ECS cannot tell.
+        """
+        from orchestrator import aws_isolated_steps
+
+        return aws_isolated_steps.wait(self, step_run)
+
+    def stop_isolated_step(self, step_run: StepRunResponse) -> None:
+        """Stops an isolated step.
+
+        Args:
+            step_run: The step run.
+        """
+        from orchestrator import aws_isolated_steps
+
+        aws_isolated_steps.stop(self, step_run)
 
     def update_schedule(self, schedule: ScheduleResponse, update: ScheduleUpdate) -> None:
         """Changes when a schedule acts, or whether it does.

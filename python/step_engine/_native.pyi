@@ -351,9 +351,10 @@ class AwsSession:
                 essential if left out), `image`, `cpu` (CPU units) and `memory_mib` of the task, `environment` (name to
                 value, merged over the container's own), `secrets` (name to `valueFrom`, merged; a name in `secrets` is
                 taken out of the environment and the other way round), `gpus`, `task_role_arn`, `execution_role_arn`,
-                `ephemeral_storage_gib`, `entry_point`, `command`, `stop_timeout_seconds`, `log_configuration` (in the
-                API's spelling; takes the place of the container's), `default_log_configuration` (only where the
-                template has none), `tags` (name to value, merged; not part of the content).
+                `ephemeral_storage_gib`, `entry_point`, `command`, `stop_timeout_seconds`, `init_process` (whether an
+                init passes signals on to it), `log_configuration` (in the API's spelling; takes the place of the
+                container's), `default_log_configuration` (only where the template has none), `tags` (name to value,
+                merged; not part of the content).
 
         Returns:
             `arn`, `family`, `created`, `container_name`, `log` (none, or `group`, `region`, `stream_prefix`: where the
@@ -449,16 +450,26 @@ class AwsSession:
             AwsError: It was refused; code `ExecutionAlreadyExists` when the name was used with another input.
         """
 
-    def stop(self, execution_arn: str, *, cause: str = "", grace_seconds: float = 30.0) -> dict[str, Any]:
+    def stop(
+        self,
+        execution_arn: str,
+        *,
+        cause: str = "",
+        grace_seconds: float = 30.0,
+        others: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
         """Stops an execution with its nested ones, and every task that Step Functions leaves running.
 
         Args:
             execution_arn: The root execution.
             cause: Why, for people.
             grace_seconds: How long to wait for tasks to end.
+            others: `cluster` and `name` (`startedBy`) of tasks that the execution's own have started; they are stopped,
+                too, at once. This alone needs `ecs:ListTasks`.
 
         Returns:
-            `was_running` (of the execution), `stopped_tasks`, `left_running` (ARNs of tasks that still run).
+            `was_running` (of the execution), `stopped_tasks`, `left_running` (ARNs of tasks that still run), `others`
+            (ARNs of those that the execution's own had started and that were running).
 
         Raises:
             AwsError: It does not exist or may not be stopped.
@@ -675,12 +686,22 @@ class AwsRun:
         execution_arn: The root execution, running or over.
         plan: The plan that it was compiled from, see `DockerRun`.
         logs: Whether what the steps write is followed.
+        others: `cluster` and `name` (`startedBy`) of tasks that the execution's own task starts. They are shown as
+            steps, under the name that `ZENML_STEP_ENGINE_STEP` in their overrides gives (`step_added` comes first).
 
     Raises:
         PlanError: The plan is malformed.
     """
 
-    def __new__(cls, session: AwsSession, execution_arn: str, plan: dict[str, Any], *, logs: bool = True) -> AwsRun: ...
+    def __new__(
+        cls,
+        session: AwsSession,
+        execution_arn: str,
+        plan: dict[str, Any],
+        *,
+        logs: bool = True,
+        others: dict[str, str] | None = None,
+    ) -> AwsRun: ...
     @property
     def finished(self) -> bool:
         """Whether nothing more is to come and every event was delivered."""

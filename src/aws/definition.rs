@@ -40,6 +40,9 @@ pub struct Overlay {
     pub command: Option<Vec<String>>,
     /// Time between asking it to stop and killing it.
     pub stop_timeout_seconds: Option<u64>,
+    /// Whether the container's first process is an init that passes signals on: the kernel gives a first process no signal that
+    /// it has no handler for.
+    pub init_process: Option<bool>,
     /// Log configuration, in the API's spelling.
     pub log_configuration: Option<Value>,
     /// The same, for a template that has none.
@@ -204,6 +207,13 @@ fn change(container: &mut Map<String, Value>, overlay: &Overlay) {
     {
         container.insert("logConfiguration".into(), default.clone());
     }
+    if let Some(init) = overlay.init_process {
+        let mut parameters = container.get("linuxParameters").cloned().unwrap_or_else(|| json!({}));
+        if let Some(fields) = parameters.as_object_mut() {
+            fields.insert("initProcessEnabled".into(), init.into());
+        }
+        container.insert("linuxParameters".into(), parameters);
+    }
     // The step may use all that its task is given: limits of the template's size would be wrong for another one.
     if overlay.cpu.is_some() {
         container.remove("cpu");
@@ -360,6 +370,7 @@ mod tests {
             json!({"secrets": {"S": "arn"}}),
             json!({"ephemeral_storage_gib": 30}),
             json!({"stop_timeout_seconds": 3}),
+            json!({"init_process": false}),
         ] {
             let changed: Overlay = serde_json::from_value(change.clone()).unwrap();
             let plain = derive(&template(), &Overlay::default()).unwrap();
@@ -381,6 +392,20 @@ mod tests {
         let several = "the template has several essential containers (proxy, main); name the one that runs steps";
         assert_eq!(message(&both, None), several);
         assert_eq!(message(&json!({}), None), "the template has no containers");
+    }
+
+    #[test]
+    fn an_init_process_leaves_the_other_parameters_of_linux_alone() {
+        let mut both = template();
+        both["taskDefinition"]["containerDefinitions"][1]["linuxParameters"] = json!({"maxSwap": 0});
+        let overlay = Overlay { init_process: Some(true), ..Overlay::default() };
+        let parameters = |template: &Value, overlay: &Overlay| {
+            derive(template, overlay).unwrap().request["containerDefinitions"][1]["linuxParameters"].clone()
+        };
+        assert_eq!(parameters(&both, &overlay), json!({"maxSwap": 0, "initProcessEnabled": true}));
+        assert_eq!(parameters(&both, &Overlay::default()), json!({"maxSwap": 0}));
+        both["taskDefinition"]["containerDefinitions"][1].as_object_mut().unwrap().remove("linuxParameters");
+        assert_eq!(parameters(&both, &overlay), json!({"initProcessEnabled": true}));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::error::AwsError;
 use super::history::{Event, StepView, Tracker};
 use super::raw::raw_call;
 use super::session::Session;
+use super::tasks::StartedBy;
 use crate::asl::parse_cause;
 
 /// An execution as it is.
@@ -54,6 +55,8 @@ pub struct Stopped {
     pub stopped_tasks: Vec<String>,
     /// ARNs of tasks that still run.
     pub left_running: Vec<String>,
+    /// ARNs of those tasks that the execution's own had started.
+    pub others: Vec<String>,
 }
 
 /// Step Functions is given so long to stop the tasks itself.
@@ -163,11 +166,18 @@ impl Session {
         }
     }
 
-    /// Stops an execution with those inside it, and every task that Step Functions leaves running.
+    /// Stops an execution with those inside it, and every task that Step Functions leaves running. With `others` also the tasks that
+    /// the execution's own have started.
     ///
     /// # Errors
     /// [`AwsError`]: it does not exist or may not be stopped.
-    pub async fn stop(&self, arn: &str, cause: &str, grace: Duration) -> Result<Stopped, AwsError> {
+    pub async fn stop(
+        &self,
+        arn: &str,
+        cause: &str,
+        grace: Duration,
+        others: Option<&StartedBy>,
+    ) -> Result<Stopped, AwsError> {
         let was_running = self.describe_execution(arn).await?.status == "RUNNING";
         if was_running {
             self.stop_execution(arn, cause).await?;
@@ -176,15 +186,30 @@ impl Session {
         for nested in tracker.running_nested() {
             self.stop_execution(&nested, cause).await?;
         }
-        let tasks = tracker.unfinished_tasks();
+        let mut tasks = tracker.unfinished_tasks();
         let mut stopped = Stopped { was_running, ..Stopped::default() };
         let begun = Instant::now();
         let mut asked: BTreeSet<String> = BTreeSet::new();
         let mut running: BTreeSet<String> = tasks.iter().map(|(_, task)| task.clone()).collect();
-        let clusters: BTreeSet<&String> = tasks.iter().map(|(cluster, _)| cluster).collect();
-        while !running.is_empty() {
+        loop {
+            if let Some(others) = others {
+                // In every look: who starts them may start another one until it has ended.
+                for task in self.list_tasks(others, false).await? {
+                    // Nobody else stops them.
+                    if asked.insert(task.clone()) {
+                        self.stop_task(&others.cluster, &task, cause).await?;
+                        running.insert(task.clone());
+                        stopped.others.push(task.clone());
+                        tasks.push((others.cluster.clone(), task));
+                    }
+                }
+            }
+            if running.is_empty() {
+                break;
+            }
+            let clusters: BTreeSet<String> = tasks.iter().map(|(cluster, _)| cluster.clone()).collect();
             for cluster in &clusters {
-                let of_cluster = tasks.iter().filter(|(its, task)| its == *cluster && running.contains(task));
+                let of_cluster = tasks.iter().filter(|(its, task)| its == cluster && running.contains(task));
                 let of_cluster: Vec<String> = of_cluster.map(|(_, task)| task.clone()).collect();
                 let described = self.describe_tasks(cluster, &of_cluster).await?;
                 for task in of_cluster {

@@ -121,7 +121,7 @@ impl Session {
         let mut used = BTreeSet::new();
         for machine in self.machines().await? {
             let definition = self.definition_of(&machine.arn).await?.unwrap_or_default();
-            used.extend(old.iter().filter(|arn| definition.contains(&format!("\"{arn}\""))).cloned());
+            used.extend(old.iter().filter(|arn| mentions(&definition, arn)).cloned());
         }
         let unused: Vec<String> = old.into_iter().filter(|arn| !used.contains(arn)).collect();
         for arn in &unused {
@@ -216,9 +216,25 @@ fn name_of(machine_arn: &str) -> &str {
     machine_arn.rsplit(':').next().unwrap_or_default()
 }
 
+/// Whether a machine needs a task definition: its own tasks are of it, or those that they start, whose families stand in a text in
+/// their environment (`orchestrator/container/isolated.py`, `Definitions`).
+fn mentions(machine: &str, arn: &str) -> bool {
+    let family_and_revision = arn.rsplit('/').next().unwrap_or(arn);
+    machine.contains(&format!("\"{arn}\"")) || machine.contains(&format!("\\\"{family_and_revision}\\\""))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_needs_what_its_tasks_start_as_well() {
+        let arn = |revision: u32| format!("arn:aws:ecs:eu-west-1:1:task-definition/zenml-se-0a1b:{revision}");
+        let inside = serde_json::json!({"": ["zenml-se-0a1b:1", "x", "y"]}).to_string();
+        let machine = serde_json::json!({"TaskDefinition": arn(2), "Value": inside}).to_string();
+        let needed = [1, 2, 3, 11, 21].map(|revision| mentions(&machine, &arn(revision)));
+        assert_eq!(needed, [true, true, false, false, false]);
+    }
 
     #[test]
     fn the_newest_and_the_young_stay() {

@@ -6,7 +6,7 @@
 //! | `definition` | PURE: a template and an overlay become a task definition that is named by its content |
 //! | `history`, `outcome` | PURE: events of an execution -> where its steps stand, how their tasks ended |
 //! | `machines`, `executions`, `tasks`, `secrets`, `schedules`, `garbage` | the operations |
-//! | `watch`, `logs` | one execution as a stream of the events that a Docker run has |
+//! | `watch`, `others`, `logs` | one execution, with the tasks that its own starts, as a stream of the events that a Docker run has |
 //!
 //! Nothing here schedules: the state machine does. Watching changes nothing, so a client may die at any moment.
 
@@ -18,6 +18,7 @@ mod garbage;
 mod history;
 mod logs;
 mod machines;
+mod others;
 mod outcome;
 mod pace;
 mod raw;
@@ -39,5 +40,5 @@ pub use outcome::TaskInfo;
 pub use schedules::Schedule;
 pub use secrets::{Backend, Secret};
 pub use session::{Identity, Session, SessionOptions};
-pub use tasks::{EnsureError, Ensured};
+pub use tasks::{EnsureError, Ensured, StartedBy};
 pub use watch::{Watch, watch};

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::definition::{Derived, LogPlace, Overlay, derive};
@@ -49,6 +49,16 @@ pub struct Ensured {
     pub log: Option<LogPlace>,
     /// Network mode.
     pub network_mode: String,
+}
+
+/// Tasks outside any execution that belong together.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartedBy {
+    /// Name or ARN of their cluster.
+    pub cluster: String,
+    /// What they were started with as `startedBy`: at most 128 letters, digits, `-`, `/` and `_`.
+    pub name: String,
 }
 
 /// Why there is no definition to use.
@@ -174,6 +184,30 @@ impl Session {
             }
         }
         Ok(found)
+    }
+
+    /// ARNs of the tasks of a cluster that somebody's name was given to when they were started (`startedBy`), and that are to run,
+    /// or are not any longer. ECS forgets the latter about an hour after their end.
+    ///
+    /// # Errors
+    /// [`AwsError`]: they may not be listed.
+    pub async fn list_tasks(&self, started: &StartedBy, stopped: bool) -> Result<Vec<String>, AwsError> {
+        use aws_sdk_ecs::types::DesiredStatus;
+
+        let subject = format!("cluster `{}`", started.cluster);
+        let status = if stopped { DesiredStatus::Stopped } else { DesiredStatus::Running };
+        let list = self.ecs().list_tasks().cluster(&started.cluster).started_by(&started.name).desired_status(status);
+        let mut found = Vec::new();
+        let mut token: Option<String> = None;
+        loop {
+            let page = list.clone().set_next_token(token.take());
+            let answer = self.call("ListTasks", &subject, || page.clone().send()).await?;
+            found.extend(answer.task_arns.unwrap_or_default());
+            token = answer.next_token.filter(|token| !token.is_empty());
+            if token.is_none() {
+                return Ok(found);
+            }
+        }
     }
 
     /// Asks a task to end.

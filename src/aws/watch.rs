@@ -13,9 +13,11 @@ use super::definition::{LogPlace, log_place_of};
 use super::error::AwsError;
 use super::history::{Change, Kind, Tracker};
 use super::logs::{Follow, Told, follow};
+use super::others::{self, Others};
 use super::outcome::TaskInfo;
 use super::session::Session;
 use super::silence::{PATIENCE, Silence};
+use super::tasks::StartedBy;
 use crate::event::{AttemptDetails, Failure, Outcome, RunEvent, RunStatus, RunSummary, StepStatus, TaskDetails};
 use crate::plan::Plan;
 use crate::runner::{Notice, NoticeSender};
@@ -41,6 +43,8 @@ pub struct Watch {
     pub plan: Arc<Plan>,
     /// Whether logs are followed.
     pub logs: bool,
+    /// Tasks that the execution's own task starts, to be shown as steps.
+    pub others: Option<StartedBy>,
 }
 
 /// Watches until the execution is over and every log is complete, or until `cancelled` becomes true. The line is closed by the caller.
@@ -61,6 +65,9 @@ pub async fn watch(watch: Watch, mut cancelled: signal::Receiver<bool>, notices:
     // Ends whoever follows a log, so that nothing comes after the end.
     watcher.closers.shutdown().await;
     watcher.followers.shutdown().await;
+    if let Some(others) = &mut watcher.others {
+        others.shutdown().await;
+    }
     done
 }
 
@@ -83,6 +90,7 @@ struct Watcher {
     tasks_silence: Arc<Silence>,
     names: Vec<Arc<str>>,
     tracker: Tracker,
+    others: Option<Others>,
     attempts: HashMap<usize, Attempt>,
     /// Tasks that ended while their logs are still read.
     ending: HashMap<(usize, u32), TaskInfo>,
@@ -111,8 +119,14 @@ impl Watcher {
     fn new(watch: Watch, notices: NoticeSender, history_silence: Arc<Silence>, tasks_silence: Arc<Silence>) -> Self {
         let names: Vec<Arc<str>> = watch.plan.steps.iter().map(|step| Arc::clone(&step.name)).collect();
         let texts: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let told = Told::default();
+        let others = watch
+            .others
+            .clone()
+            .map(|started| Others::new(watch.session.clone(), started, notices.clone(), watch.logs, told.clone()));
         Self {
             tracker: Tracker::new(&texts, &watch.execution),
+            others,
             watch,
             notices,
             history_silence,
@@ -122,7 +136,7 @@ impl Watcher {
             ending: HashMap::new(),
             followers: JoinSet::new(),
             closers: JoinSet::new(),
-            told: Told::default(),
+            told,
             blind: false,
             looked_at_tasks: None,
             over: None,
@@ -152,12 +166,17 @@ impl Watcher {
                 Err(error) => return Err(error),
             }
             self.reap();
+            if let Some(others) = &mut self.others {
+                others.look(false).await;
+                self.summary.peak = self.summary.peak.max(self.running.len() + others.running());
+            }
             if self.over.is_some() && complete {
                 break;
             }
             let quiet_for = last_news.elapsed();
             let wait = (BUSY + quiet_for / 20).clamp(BUSY, QUIET);
             let wait = if self.waits_for_start() { wait.min(TASK_LOOKS) } else { wait };
+            let wait = if self.others.is_some() { wait.min(others::LOOKS) } else { wait };
             tokio::time::sleep(wait).await;
         }
         for change in self.tracker.settle() {
@@ -468,6 +487,11 @@ impl Watcher {
 
     async fn finish(&mut self) {
         let mut times = (0.0, None);
+        let mut steps = self.tracker.statuses();
+        if let Some(others) = &mut self.others {
+            steps.extend(others.finish().await);
+            self.summary.attempts += others.attempts();
+        }
         match self.watch.session.describe_execution(&self.watch.execution).await {
             Ok(execution) => {
                 times = (execution.started_at_unix_seconds, execution.stopped_at_unix_seconds);
@@ -489,7 +513,7 @@ impl Watcher {
         let seconds = times.1.map_or(0.0, |end: f64| end - times.0);
         let summary = RunSummary {
             status,
-            steps: self.tracker.statuses(),
+            steps,
             first_failure: self.first_failure.take(),
             left_running: Vec::new(),
             duration: Duration::try_from_secs_f64(seconds).unwrap_or_default(),
@@ -567,6 +591,7 @@ mod tests {
             execution: "arn:aws:states:eu-west-1:1:execution:m:run".into(),
             plan: Arc::new(Plan::new(plan).unwrap()),
             logs: true,
+            others: None,
         };
         let (sender, receiver) = notices();
         let (_cancel, cancelled) = signal::channel(false);

@@ -15,7 +15,7 @@ use super::host::Host;
 use super::inbox::Inbox;
 use crate::aws::{
     AwsError, Backend, DeployOptions, Keep, Keys, MachineSpec, Overlay, Schedule, Secret, Session, SessionOptions,
-    Watch,
+    StartedBy, Watch,
 };
 use crate::plan::{Plan, PlanError};
 use crate::runner::{NoticeSender, notices};
@@ -177,17 +177,19 @@ impl AwsSession {
         self.wait(py, async move { session.start(&state_machine_arn, &name, &input).await })
     }
 
-    #[pyo3(signature = (execution_arn, *, cause="", grace_seconds=30.0))]
+    #[pyo3(signature = (execution_arn, *, cause="", grace_seconds=30.0, others=None))]
     fn stop<'py>(
         &self,
         py: Python<'py>,
         execution_arn: String,
         cause: &str,
         grace_seconds: f64,
+        others: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let grace = seconds(py, "grace_seconds", grace_seconds)?;
+        let others: Option<StartedBy> = others.map(|others| convert(others, "others")).transpose()?;
         let (session, cause) = (self.session.clone(), cause.to_owned());
-        self.wait_for(py, async move { session.stop(&execution_arn, &cause, grace).await })
+        self.wait_for(py, async move { session.stop(&execution_arn, &cause, grace, others.as_ref()).await })
     }
 
     fn describe_execution<'py>(&self, py: Python<'py>, execution_arn: String) -> PyResult<Bound<'py, PyAny>> {
@@ -353,19 +355,22 @@ struct Waiting {
 #[pymethods]
 impl AwsRun {
     #[new]
-    #[pyo3(signature = (session, execution_arn, plan, *, logs=true))]
+    #[pyo3(signature = (session, execution_arn, plan, *, logs=true, others=None))]
     fn new(
         py: Python<'_>,
         session: &AwsSession,
         execution_arn: String,
         plan: &Bound<'_, PyAny>,
         logs: bool,
+        others: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let plan = from_python(plan, "").and_then(Plan::new).map_err(|error| plan_error(py, &error))?;
+        let others: Option<StartedBy> = others.map(|others| convert(others, "others")).transpose()?;
         let (sender, receiver) = notices();
-        let watch = Watch { session: session.session.clone(), execution: execution_arn, plan: Arc::new(plan), logs };
+        let (session, host) = (session.session.clone(), Arc::clone(&session.host));
+        let watch = Watch { session, execution: execution_arn, plan: Arc::new(plan), logs, others };
         Ok(Self {
-            host: Arc::clone(&session.host),
+            host,
             cancelled: watch::Sender::new(false),
             waiting: Mutex::new(Some(Waiting { watch, notices: sender })),
             inbox: Inbox::new(receiver),

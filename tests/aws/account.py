@@ -55,7 +55,7 @@ def needed(target: Target) -> dict[str, list[Statement]]:
     group = f"/{PREFIX}/steps"
     return {
         "execution": statements.of_execution_role(target, group),
-        "task": statements.of_task_role(target),
+        "task": statements.of_task_role(target, task_roles),
         "states": statements.of_state_machine_role(target, task_roles),
         "scheduler": statements.of_scheduler_role(target),
         "developer": statements.of_client(target, task_roles, machines, scheduler, group),

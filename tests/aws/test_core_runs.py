@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from bench_client import Bench
 from conftest import Prerequisites
-from core_client import Core, session, step
+from core_client import Core, Watched, session, step
 from step_engine import AwsRun
 from step_engine.errors import AwsError
 
@@ -65,6 +65,97 @@ def test_a_run_is_told_from_launch_to_end_with_every_line_once(core: Core) -> No
         later += again.next_events(1.0)
     assert again.summary is not None and again.summary["steps"] == summary["steps"]
     assert not [event for event in later if event["kind"] == "log"]
+
+
+def start_other(core: Core, name: str, command: str, started_by: str, token: str = "") -> str:
+    """Starts a task outside the execution, as an orchestration does for an isolated step. Returns its ARN."""
+    needs = core.prerequisites
+    variable = {"name": "ZENML_STEP_ENGINE_STEP", "value": name}
+    override = {"name": "main", "command": ["sh", "-c", command], "environment": [variable]}
+    asked = {
+        "cluster": needs.cluster_arn,
+        "taskDefinition": core.definition()["arn"],
+        "launchType": "FARGATE",
+        "startedBy": started_by,
+        "networkConfiguration": {"awsvpcConfiguration": {"subnets": needs.subnet_ids, "securityGroups": []}},
+        "overrides": {"containerOverrides": [override]},
+    }
+    return core.aws.run_task(asked | ({"clientToken": token} if token else {}))["taskArn"]
+
+
+def test_tasks_that_an_executions_own_starts_are_shown_as_steps(core: Core) -> None:
+    plan, machines = core.compile([step("leader")], {"leader": "sleep 20"}, pipeline="leading")
+    others = {"cluster": core.prerequisites.cluster_arn, "name": f"run-{time.time_ns()}"}
+    execution = core.aws.start(core.deploy(machines)["arn"], name=others["name"], input={})
+    watched = Watched(AwsRun(core.aws, execution, plan, others=others), execution, plan)
+    watched.run.start()
+    start_other(core, "good", "for i in $(seq 50); do echo line $i; done; sleep 4", others["name"])
+    watched.until("attempt_started", step="good")
+    start_other(core, "bad", "echo first; exit 3", others["name"])
+    watched.until("attempt_ended", step="bad")
+    # Another attempt; and a task of somebody else.
+    start_other(core, "bad", "echo second; exit 0", others["name"])
+    start_other(core, "foreign", "echo not ours", "somebody-else")
+    summary = watched.finish()
+
+    assert dict(summary["steps"]) == {"leader": "completed", "good": "completed", "bad": "completed"}
+    assert (summary["status"], summary["attempts"], summary["first_failure"]) == ("completed", 4, None)
+    assert summary["peak_parallelism"] >= 2
+    assert watched.log("good") == [f"line {n}" for n in range(1, 51)]
+    assert (watched.log("bad", 1), watched.log("bad", 2)) == (["first"], ["second"])
+    kinds = [event["kind"] for event in watched.events if event.get("step") == "good" and event["kind"] != "log"]
+    assert kinds == [
+        "step_added",
+        "attempt_launched",
+        "attempt_started",
+        "attempt_ended",
+        "step_finished",
+        "task_ended",
+    ]
+    assert [each["outcome"] for each in watched.of("attempt_ended", step="bad")] == [
+        {"kind": "exited", "code": 3},
+        {"kind": "completed"},
+    ]
+    assert watched.of("task_ended", step="bad", attempt=1)[0]["exit_code"] == 3
+    assert len(watched.of("step_finished", step="bad")) == len(watched.of("step_added", step="bad")) == 1
+    assert not watched.of("step_added", step="foreign")
+    assert watched.events[-1]["kind"] == "run_finished" and watched.events[-2]["kind"] == "execution_ended"
+
+
+def test_a_stop_ends_the_tasks_that_an_executions_own_started(core: Core, bench: Bench) -> None:
+    plan, machines = core.compile([step("leader")], {"leader": "sleep 300"}, pipeline="leading")
+    others = {"cluster": core.prerequisites.cluster_arn, "name": f"run-{time.time_ns()}"}
+    execution = core.aws.start(core.deploy(machines)["arn"], name=others["name"], input={})
+    watched = Watched(AwsRun(core.aws, execution, plan, others=others), execution, plan)
+    watched.run.start()
+    ours = start_other(core, "isolated", "exec sleep 300", others["name"], token="once")
+    assert start_other(core, "isolated", "exec sleep 300", others["name"], token="once") == ours, "a token counts once"
+    foreign = start_other(core, "foreign", "exec sleep 300", "somebody-else")
+    watched.until("attempt_started", step="isolated")
+    watched.until("attempt_started", step="leader")
+    stopped = core.aws.stop(execution, cause="enough", grace_seconds=30, others=others)
+    assert ours in stopped["stopped_tasks"] and len(stopped["stopped_tasks"]) == 2 and not stopped["left_running"]
+    assert stopped["others"] == [ours]
+    summary = watched.finish()
+    assert summary["status"] == "stopped" and summary["attempts"] == 2
+    assert bench.running_tasks(others["cluster"]) == [foreign]
+    core.aws.stop_task(others["cluster"], foreign)
+    # An execution that is over has left nothing.
+    again = core.aws.stop(execution, others=others)
+    assert (again["was_running"], again["left_running"], again["others"]) == (False, [], [])
+
+
+def test_a_watch_that_may_not_list_tasks_says_so_and_goes_on(core: Core, bench: Bench) -> None:
+    plan, machines = core.compile([step("leader")], {"leader": "echo mine"}, pipeline="leading")
+    others = {"cluster": core.prerequisites.cluster_arn, "name": f"run-{time.time_ns()}"}
+    bench.deny("ecs:ListTasks")
+    execution = core.aws.start(core.deploy(machines)["arn"], name=others["name"], input={})
+    watched = Watched(AwsRun(core.aws, execution, plan, others=others), execution, plan)
+    watched.run.start()
+    assert watched.finish()["status"] == "completed"
+    assert watched.log("leader") == ["mine"]
+    told = [event["message"] for event in watched.of("warning")]
+    assert len(told) == 1 and "steps in tasks of their own are not shown" in told[0] and "ecs:ListTasks" in told[0]
 
 
 def test_the_second_deployment_of_an_unchanged_pipeline_is_one_call(core: Core, bench: Bench) -> None:

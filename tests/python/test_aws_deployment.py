@@ -146,7 +146,7 @@ def test_a_start_tells_zenml_first_and_gives_the_token_by_name(rows: list[Any]) 
         session,
         snapshot(load=[]),
         deploy(session),
-        SimpleNamespace(id="run"),  # pyright: ignore
+        SimpleNamespace(id="run", orchestrator_run_id=None),  # pyright: ignore
     )
     assert rows[0] == ("id", "run", "run")
     ((_, name, given),) = session.started
@@ -166,7 +166,7 @@ def test_a_start_that_is_refused_leaves_no_secret(rows: list[Any]) -> None:
             session,
             snapshot(load=[]),
             deploy(session),
-            SimpleNamespace(id="run"),  # pyright: ignore
+            SimpleNamespace(id="run", orchestrator_run_id=None),  # pyright: ignore
         )
     assert session.deleted == ["zenml-step-engine/runs/run"]
 

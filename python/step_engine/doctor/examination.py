@@ -256,7 +256,9 @@ class Examination:
         ]
         findings = []
         if self._task_role:
-            roles.insert(1, (self._task_role, "The task role", statements.TASKS, statements.of_task_role(target)))
+            roles.insert(
+                1, (self._task_role, "The task role", statements.TASKS, statements.of_task_role(target, tasks))
+            )
         elif self._template:
             fix = "Set task_role, or taskRoleArn in the task definition (infra/aws/step-engine.yaml has one)."
             findings.append(

@@ -46,16 +46,29 @@ def of_execution_role(target: Target, log_group: str | None) -> list[Statement]:
     return [*statements, *_reading(target, "ReadEnvironment", "GetParameters", "environment")]
 
 
-def of_task_role(target: Target) -> list[Statement]:
+def of_task_role(target: Target, task_roles: tuple[str, ...]) -> list[Statement]:
     """Says what the steps do with their role.
 
     Args:
         target: The stack.
+        task_roles: The roles that tasks are given.
 
     Returns:
-        Statements.
+        Statements. Without the last three, dynamic pipelines have no isolated steps.
     """
-    return [*_artifacts(target), *_reading(target, "ReadRunSecret", "GetParameter", "runs", "schedules")]
+    cluster = target.arn("ecs", f"cluster/{target.cluster_name}")
+    here, context = {"ArnEquals": {"ecs:cluster": cluster}}, {"ecs:cluster": cluster}
+    derived = target.arn("ecs", f"task-definition/{target.family}-se-*:*")
+    tasks = target.arn("ecs", f"task/{target.cluster_name}/*")
+    return [
+        *_artifacts(target),
+        *_reading(target, "ReadRunSecret", "GetParameter", "runs", "schedules"),
+        Statement("RunIsolatedSteps", ("ecs:RunTask",), (derived,), here, context=context),
+        Statement("FollowIsolatedSteps", ("ecs:DescribeTasks", "ecs:StopTask"), (tasks,), here, context=context),
+        Statement(
+            "PassTaskRoles", ("iam:PassRole",), task_roles, passing(TASKS), context={"iam:PassedToService": TASKS}
+        ),
+    ]
 
 
 def of_state_machine_role(target: Target, task_roles: tuple[str, ...]) -> list[Statement]:
@@ -141,6 +154,7 @@ def of_client(
         Statements.
     """
     machines, executions = target.arn("states", "stateMachine:*"), target.arn("states", "execution:*")
+    cluster = target.arn("ecs", f"cluster/{target.cluster_name}")
     define = (
         "RegisterTaskDefinition",
         "DeregisterTaskDefinition",
@@ -155,6 +169,13 @@ def of_client(
         ),
         Statement(
             "FollowTasks", ("ecs:DescribeTasks", "ecs:StopTask"), (target.arn("ecs", f"task/{target.cluster_name}/*"),)
+        ),
+        Statement(
+            "FindTasks",
+            ("ecs:ListTasks",),
+            ("*",),
+            {"ArnEquals": {"ecs:cluster": cluster}},
+            context={"ecs:cluster": cluster},
         ),
         Statement(
             "PassTaskRoles", ("iam:PassRole",), task_roles, passing(TASKS), context={"iam:PassedToService": TASKS}

@@ -9,6 +9,7 @@ from collections import defaultdict
 from typing import Any
 
 import moto.ecs.models as ecs
+from moto.core.responses import ActionResult
 from moto.ecs.responses import EC2ContainerServiceResponse as Response
 
 from aws_bench import tasks
@@ -67,6 +68,10 @@ def run_task(
     definition = self.describe_task_definition(task_definition_str)
     if definition.status != "ACTIVE":
         raise ecs.EcsClientException("TaskDefinition is inactive")
+    if "FARGATE" in (definition.requires_compatibilities or []):
+        cpu, memory = ((overrides or {}).get(name) or getattr(definition, name) for name in ("cpu", "memory"))
+        if int(memory or 0) not in FARGATE_MEBIBYTES.get(int(cpu or 0), ()):
+            raise ecs.EcsClientException("No Fargate configuration exists for given values.")
     return _run(self, cluster_str, task_definition_str, count, overrides, *rest, **given)
 
 
@@ -79,6 +84,27 @@ def stop_task(self: Backend, cluster_str: str, task_str: str, reason: str) -> An
         raise ecs.InvalidParameterException("The referenced task was not found.")
     task.stop("UserInitiated", reason or "Task stopped by user")
     return task
+
+
+_answer_run = Response.run_task
+_by_token: dict[tuple[str, str], tuple[str, Any]] = {}
+_running = threading.Lock()
+
+
+def answer_run_task(self: Response) -> Any:
+    """Carries a request with a `clientToken` out once, which moto does not."""
+    token = self._get_param("clientToken")
+    if not token:
+        return _answer_run(self)
+    key = (self._get_param("cluster", "default").rsplit("/", 1)[-1], token)
+    asked = json.dumps([self._get_param(name) for name in ("taskDefinition", "overrides", "startedBy")], sort_keys=True)
+    with _running:
+        before = _by_token.get(key)
+        if before is not None and before[0] != asked:
+            raise ecs.EcsClientException("The clientToken is already in use with a different RunTask request.")
+        if before is None:
+            before = _by_token[key] = asked, _answer_run(self).result["tasks"]
+        return ActionResult({"tasks": before[1], "failures": []})
 
 
 _describe = Response.describe_tasks
@@ -115,6 +141,7 @@ def find_task(identifier: str) -> tasks.DockerTask | None:
 Backend.register_task_definition = register_task_definition
 Backend.run_task = run_task
 Backend.stop_task = stop_task
+Response.run_task = answer_run_task
 Response.describe_tasks = describe_tasks
 # It crashes on definitions that have no memory on their containers, which Fargate allows.
 Backend._calculate_task_resource_requirements = staticmethod(lambda _: {})
