@@ -68,8 +68,9 @@ format: setup ## Format everything
 wheel: setup ## Build a wheel into dist/
 	$(VENV)/bin/pip wheel --no-deps --wheel-dir dist .
 
-bench: setup base-image ## Compare with ZenML's own local_docker; the scheduler's figures
+bench: setup base-image ## Compare with ZenML's own local_docker; the core's figures
 	cargo bench --no-default-features --bench scheduler
+	cargo test --locked --no-default-features --features docker --test rust warm_latencies -- --ignored --nocapture
 	$(VENV)/bin/python bench/compare.py
 
 clean: ## Remove what was made here, images and containers included
