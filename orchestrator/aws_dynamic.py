@@ -293,7 +293,9 @@ def others(config: StepFunctionsOrchestratorConfig, run: PipelineRunResponse) ->
     """
     if run.snapshot is None or not run.snapshot.is_dynamic:
         return None
-    return {"cluster": config.ecs_cluster_arn, "name": run.orchestrator_run_id or str(run.id)}
+    # As the orchestration names what it starts.
+    name = str(run.run_metadata.get(METADATA_EXECUTION) or "").rpartition(":")[2]
+    return {"cluster": config.ecs_cluster_arn, "name": name or str(run.id)}
 
 
 def stop_others(session: AwsSession, execution_arn: str, tasks: dict[str, str]) -> None:
@@ -347,9 +349,10 @@ def submit(
     aws_submission.check(orchestrator)
     config, publisher = orchestrator.config, DynamicRunPublisher(run.id, orchestrator.id)
     orchestrator_run_id = run.orchestrator_run_id or str(run.id)
-    tasks = {"cluster": config.ecs_cluster_arn, "name": orchestrator_run_id}
+    name = execution_name(run)
+    tasks = {"cluster": config.ecs_cluster_arn, "name": name}
     if run.orchestrator_run_id is not None:
-        _set_aside(orchestrator, session, run, tasks)
+        _set_aside(orchestrator, session, run)
         publisher.fail_unfinished()
     given = parts(
         snapshot,
@@ -369,7 +372,7 @@ def submit(
         run=run,
         publisher=publisher,
         orchestrator_run_id=orchestrator_run_id,
-        name=execution_name(run),
+        name=name,
         execution_input=lambda secret: execution_input(snapshot.id, secret, run.id, orchestrator_run_id),
         step_names=[LEADER],
         others=tasks,
@@ -377,22 +380,24 @@ def submit(
     )
 
 
-def _set_aside(
-    orchestrator: StepFunctionsOrchestrator, session: AwsSession, run: PipelineRunResponse, tasks: dict[str, str]
-) -> None:
+def _set_aside(orchestrator: StepFunctionsOrchestrator, session: AwsSession, run: PipelineRunResponse) -> None:
     """Two orchestrations of a run must not be, and what a dead one left has nobody to ask."""
     from step_engine.errors import AwsError
 
-    arn = str(run.run_metadata.get(METADATA_EXECUTION) or "")
+    from orchestrator.aws_submission import forget_secret
+
+    arn, config = str(run.run_metadata.get(METADATA_EXECUTION) or ""), orchestrator.config
     if not arn:
         return
-    grace = orchestrator.config.stop_grace_seconds or GRACE_SECONDS
+    grace = config.stop_grace_seconds or GRACE_SECONDS
     try:
+        tasks = others(config, run)
         stopped = session.stop(arn, cause="the run is resumed", grace_seconds=grace * 2, others=tasks)
+        if left := stopped["left_running"]:
+            raise RuntimeError(f"These tasks of the run are still stopping, try again: {', '.join(left)}")
     except AwsError as error:
         # AWS keeps executions for 90 days.
         if error.code != "ExecutionDoesNotExist":
             raise
-        return
-    if left := stopped["left_running"]:
-        raise RuntimeError(f"These tasks of the run are still stopping, try again: {', '.join(left)}")
+    # Perhaps nobody watched to its end.
+    forget_secret(config, session, aws_secrets.run_secret_name(config.secrets_prefix, arn.rpartition(":")[2]))

@@ -5,11 +5,13 @@ They are started, looked at and stopped by the task role, with `boto3`: there is
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, cast
 
@@ -149,7 +151,13 @@ def submit(orchestrator: StepFunctionsOrchestrator, info: StepRunInfo) -> None:
     task = isolated.start(tasks.client, asked, orchestrator.config.infrastructure_retries)
     tasks.note(task)
     logger.info("Step `%s` is task %s.", step, task["taskArn"])
-    _file(orchestrator, info.step_run, task["taskArn"])
+    try:
+        _file(orchestrator, info.step_run, task["taskArn"])
+    except BaseException:
+        # Nobody could find it to follow or stop it, and the step's next attempt has another one.
+        with contextlib.suppress(Exception):
+            tasks.stop(task["taskArn"], isolated.STOPPED)
+        raise
 
 
 def status(orchestrator: StepFunctionsOrchestrator, step_run: StepRunResponse) -> ExecutionStatus:
@@ -173,6 +181,11 @@ def status(orchestrator: StepFunctionsOrchestrator, step_run: StepRunResponse) -
     if isolated.is_late(task, limit, datetime.now(timezone.utc)):
         tasks.stop(arn, f"{isolated.TIMED_OUT}={limit}")
     found, why = isolated.status_of(task, _definitions().container)
+    if found in ("failed", "stopped"):
+        told = Client().get_run_step(step_run.id, hydrate=False).status
+        if told.is_successful:
+            # It had reported before its process died.
+            return told
     if why is not None:
         _publish_failure(orchestrator, step_run, task, why)
     return ExecutionStatus(found)
@@ -289,6 +302,9 @@ def _environment(
     # The pipeline's own definition is that of this process.
     secrets: Mapping[str, str] = known.secrets if known else {} if template else os.environ
     plain = known.plain if known else {}
+    if info.config.command is not None:
+        # It runs without ZenML, which would give a step its secrets.
+        wanted = replace(wanted, own_secrets=frozenset(wanted.secrets))
     isolated.refuse_unknown_secrets(wanted, secrets)
     return {name: value for name, value in wanted.plain.items() if plain.get(name) != value}
 

@@ -101,7 +101,7 @@ def run_secret_name(prefix: str, run_id: str, schedule: bool = False) -> str:
 
     Args:
         prefix: Beginning of all names.
-        run_id: The orchestrator's id of the run, or ZenML's id of the schedule.
+        run_id: Name of the run's execution, or ZenML's id of the schedule.
         schedule: Which of the two.
 
     Returns:

@@ -13,7 +13,7 @@ from orchestrator.aws_dynamic import GRACE_SECONDS
 from orchestrator.aws_submission import forget_secret
 from orchestrator.dynamic_publishing import DynamicRunPublisher
 from orchestrator.names import METADATA_EXECUTION
-from orchestrator.publishing import RunPublisher
+from orchestrator.publishing import RunPublisher, patiently
 from orchestrator.watching import execution_reason
 
 if TYPE_CHECKING:
@@ -49,6 +49,22 @@ def execution_of(run: PipelineRunResponse) -> str | None:
     return str(arn) if arn else None
 
 
+def is_current(run: PipelineRunResponse, execution_arn: str) -> bool:
+    """Tells whether an execution is the newest one of its run, as far as ZenML knows by now.
+
+    Args:
+        run: The run as it was when the execution was started.
+        execution_arn: The execution.
+
+    Returns:
+        False when somebody goes on with the run, or is about to.
+    """
+    now = patiently(lambda: Client().get_pipeline_run(run.id))
+    if now.status == ExecutionStatus.RESUMING and run.status != ExecutionStatus.RESUMING:
+        return False
+    return execution_of(now) in (None, execution_arn)
+
+
 def stop(
     orchestrator: StepFunctionsOrchestrator, session: AwsSession, run: PipelineRunResponse, graceful: bool
 ) -> None:
@@ -62,16 +78,25 @@ def stop(
 
     Raises:
         RuntimeError: ZenML does not know the execution.
+        AwsError: It cannot be stopped.
     """
+    from step_engine.errors import AwsError
+
     arn = execution_of(run)
     if arn is None:
         raise RuntimeError("ZenML does not know which execution this run is; stop it in the AWS console.")
     grace = orchestrator.config.stop_grace_seconds or GRACE_SECONDS
     wait = max(STOP_SECONDS, grace * 2) if graceful else grace
     others = aws_dynamic.others(orchestrator.config, run)
-    stopped = session.stop(arn, cause="zenml pipeline runs stop", grace_seconds=wait, others=others)
-    if stopped["left_running"]:
-        logger.warning("These tasks are still stopping: %s", ", ".join(stopped["left_running"]))
+    try:
+        stopped = session.stop(arn, cause="zenml pipeline runs stop", grace_seconds=wait, others=others)
+        if stopped["left_running"]:
+            logger.warning("These tasks are still stopping: %s", ", ".join(stopped["left_running"]))
+    except AwsError as error:
+        if others is None or error.operation not in ("ListTasks", "StopTask"):
+            raise
+        # The execution is stopped nevertheless.
+        logger.warning("Isolated steps may still run: %s", error)
     publisher = _publisher(orchestrator, run)
     for row in _rows(run):
         publisher.ensure_stopped(row.name)
@@ -96,6 +121,9 @@ def status(
     arn = execution_of(run)
     if arn is None:
         return None, None
+    if run.status == ExecutionStatus.RESUMING:
+        # What is known of it may be the execution before; who resumes it tells the new one in a moment.
+        return run.status, None
     execution = session.describe_execution(arn)
     running = execution["status"] in ("RUNNING", "PENDING_REDRIVE")
     others = aws_dynamic.others(orchestrator.config, run)
@@ -138,7 +166,8 @@ def _forget_run_secret(orchestrator: StepFunctionsOrchestrator, session: AwsSess
     # Runs of a schedule share a secret, which ends with the schedule.
     if run.schedule is None:
         config = orchestrator.config
-        forget_secret(config, session, aws_secrets.run_secret_name(config.secrets_prefix, str(run.id)))
+        name = (execution_of(run) or str(run.id)).rpartition(":")[2]
+        forget_secret(config, session, aws_secrets.run_secret_name(config.secrets_prefix, name))
 
 
 def _rows(run: PipelineRunResponse) -> list[Any]:

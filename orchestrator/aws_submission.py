@@ -175,7 +175,8 @@ def launch(
         The run's metadata, and how to watch it.
     """
     config, run_id = orchestrator.config, str(run.id)
-    secret = aws_secrets.run_secret_name(config.secrets_prefix, run_id)
+    # Of the execution: a run that is gone on with has another one, whose secret must outlive this one's end.
+    secret = aws_secrets.run_secret_name(config.secrets_prefix, name)
     location = _keep_secret(config, session, secret, deployment)
     try:
         # Before the start: the first task must find the run, and `zenml pipeline runs stop` needs it.
@@ -211,6 +212,7 @@ def launch(
     def watch() -> None:
         from step_engine import AwsRun
 
+        from orchestrator import aws_status
         from orchestrator.watching import Watcher
 
         Watcher(
@@ -220,6 +222,7 @@ def launch(
             step_names,
             url=url,
             renew=lambda: orchestrator.renew(session),
+            is_current=lambda: aws_status.is_current(run, arn),
             clean_up=clean_up,
         ).watch()
 

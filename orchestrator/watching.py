@@ -37,6 +37,7 @@ class Watcher:
         step_names: Names of the steps, in the plan's order.
         url: Page of the execution, for people.
         renew: Gives the session new credentials.
+        is_current: Whether the run has no newer execution, which would be another one's to tell of.
         clean_up: What to do once the end was seen, whatever it is.
     """
 
@@ -50,6 +51,7 @@ class Watcher:
         url: str,
         renew: Callable[[], None],
         clean_up: Callable[[], None],
+        is_current: Callable[[], bool] = lambda: True,
     ) -> None:
         """Prepares the console."""
         from step_engine.console import Console
@@ -60,6 +62,7 @@ class Watcher:
         self._url = url
         self._renew = renew
         self._clean_up = clean_up
+        self._is_current = is_current
         self._console = Console(step_names)
         self._renewal: threading.Event | None = None
         self._next_renewal = 0.0
@@ -164,6 +167,9 @@ class Watcher:
 
     def _finish(self, summary: dict[str, Any]) -> None:
         """Brings the run to its end in ZenML, after everything that is still to be written."""
+        if not self._is_current():
+            logger.warning("Another execution goes on with the run; what became of this one changes nothing there.")
+            return
         dollars = aws_cost.tasks_dollars(self._tasks)
         if dollars is not None:
             self._publisher.publish_run_metadata({"task_cost_usd": round(dollars, 6)})

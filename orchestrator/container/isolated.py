@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ _FARGATE = (
     (16_384, 32_768, 122_880, 8_192),
 )
 _MIB = 2**20
+
+THROTTLED_RETRIES = 6
+"""With pauses of 2 to 60 seconds: about two minutes."""
 
 _NEVER_BEGAN = (
     "CannotPull",
@@ -130,10 +134,11 @@ class Definitions:
             The template whose definition it is; empty is the pipeline's own.
 
         Raises:
-            ValueError: None has the step's image.
+            ValueError: Neither has the step's image.
         """
         wanted = digest(image)
-        for name in (template or "", "", *self.by_template):
+        # Not that of another step, which has that one's size, variables and secrets.
+        for name in (template or "", ""):
             if name in self.by_template and self.by_template[name].image == wanted:
                 return name
         raise ValueError("its image was not known before the run began; list the step in the pipeline's `depends_on`")
@@ -364,7 +369,8 @@ def request(
         "cluster": config.ecs_cluster_arn,
         "taskDefinition": definition,
         "count": 1,
-        "startedBy": process[ENV_RUN_ID],
+        # The execution rather than the run: a run that is gone on with has another one, whose tasks are not this one's.
+        "startedBy": process[ENV_EXECUTION].rpartition(":")[2],
         "clientToken": str(step_run_id),
         "overrides": overrides,
     }
@@ -391,12 +397,12 @@ def request(
 def start(
     client: Any, asked: Mapping[str, Any], retries: int, sleep: Callable[[float], object] = time.sleep
 ) -> dict[str, Any]:
-    """Starts a task, and waits for capacity if there is none.
+    """Starts a task, and waits for capacity if there is none, or if ECS is asked too often.
 
     Args:
         client: ECS client of boto3, which retries what fails on the way by itself.
         asked: See `request`.
-        retries: How often a lack of capacity is waited for.
+        retries: How often a lack of capacity is waited for, and how often again what is throttled.
         sleep: Waits so many seconds.
 
     Returns:
@@ -406,11 +412,19 @@ def start(
         RuntimeError: ECS could not place it.
         botocore.exceptions.ClientError: ECS refused it.
     """
-    attempt = 0
+    attempt = refused = 0
     while True:
         # Another token, for the answer that nothing was started is an answer as well.
         token = f"{asked['clientToken']}-{attempt}" if attempt else asked["clientToken"]
-        answer = client.run_task(**{**asked, "clientToken": token})
+        try:
+            answer = client.run_task(**{**asked, "clientToken": token})
+        except Exception as error:
+            if refused >= max(retries, THROTTLED_RETRIES) or not _is_passing(error):
+                raise
+            # Steps of a map ask all at once. Not for secrets.
+            sleep(min(2.0 * 2**refused, 60.0) * random.uniform(0.5, 1.0))  # noqa: S311
+            refused += 1
+            continue
         if answer["tasks"]:
             return answer["tasks"][0]
         if attempt >= retries:
@@ -419,6 +433,15 @@ def start(
             raise RuntimeError(f"ECS could not place the task: {why or 'it gives no reason'}")
         sleep(min(2.0 * 2**attempt, 60.0))
         attempt += 1
+
+
+def _is_passing(error: Exception) -> bool:
+    """Throttling behind ECS, which it tells as a mistake of the caller. As in the core, `src/aws/error.rs`."""
+    told: Mapping[str, Any] = getattr(error, "response", {}).get("Error", {})
+    if told.get("Code") not in ("InvalidParameterException", "ClientException"):
+        return False
+    words = str(told.get("Message", "")).lower()
+    return any(mark in words for mark in ("rate exceeded", "throttl", "too many concurrent"))
 
 
 def status_of(task: Mapping[str, Any], container: str) -> tuple[str, str | None]:
@@ -432,6 +455,10 @@ def status_of(task: Mapping[str, Any], container: str) -> tuple[str, str | None]
         `provisioning`, `running`, `completed`, `stopped` or `failed`, and in words why it failed.
     """
     if task.get("lastStatus") != "STOPPED":
+        own = next((each for each in task.get("containers") or [] if each.get("name") == container), {})
+        if own.get("lastStatus") == "STOPPED" and own.get("exitCode") == 0 and not task.get("stoppedReason"):
+            # The task takes tens of seconds more to let go of its network; nothing else can become of the step.
+            return "completed", None
         return ("running" if task.get("startedAt") else "provisioning"), None
     outcome = outcome_of(task, container)
     if outcome["kind"] in ("completed", "stopped"):

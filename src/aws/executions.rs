@@ -191,13 +191,22 @@ impl Session {
         let begun = Instant::now();
         let mut asked: BTreeSet<String> = BTreeSet::new();
         let mut running: BTreeSet<String> = tasks.iter().map(|(_, task)| task.clone()).collect();
+        // What may not be listed or stopped is told in the end: the rest is to stop all the same.
+        let mut refused: Option<AwsError> = None;
         loop {
             if let Some(others) = others {
                 // In every look: who starts them may start another one until it has ended.
-                for task in self.list_tasks(others, false).await? {
+                let listed = self.list_tasks(others, false).await.unwrap_or_else(|error| {
+                    refused = Some(error);
+                    Vec::new()
+                });
+                for task in listed {
                     // Nobody else stops them.
                     if asked.insert(task.clone()) {
-                        self.stop_task(&others.cluster, &task, cause).await?;
+                        if let Err(error) = self.stop_task(&others.cluster, &task, cause).await {
+                            refused = Some(error);
+                            continue;
+                        }
                         running.insert(task.clone());
                         stopped.others.push(task.clone());
                         tasks.push((others.cluster.clone(), task));
@@ -234,7 +243,10 @@ impl Session {
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
         stopped.left_running = running.into_iter().collect();
-        Ok(stopped)
+        match refused {
+            Some(error) => Err(error),
+            None => Ok(stopped),
+        }
     }
 
     async fn stop_execution(&self, arn: &str, cause: &str) -> Result<(), AwsError> {

@@ -114,8 +114,8 @@ impl Others {
     /// Tasks that were not seen to end.
     async fn described(&self) -> Result<Vec<Value>, AwsError> {
         let mut arns = self.session.list_tasks(&self.started, false).await?;
-        // One may begin and end between two looks.
-        arns.extend(self.session.list_tasks(&self.started, true).await?);
+        // One may begin and end between two looks. Where ECS does not take both filters at once, it is not shown.
+        arns.extend(self.session.list_tasks(&self.started, true).await.unwrap_or_default());
         // One that was running may be in neither answer.
         arns.extend(self.tasks.iter().filter(|(_, task)| !task.over).map(|(arn, _)| arn.clone()));
         arns.sort_unstable();

@@ -195,8 +195,10 @@ impl Session {
         use aws_sdk_ecs::types::DesiredStatus;
 
         let subject = format!("cluster `{}`", started.cluster);
-        let status = if stopped { DesiredStatus::Stopped } else { DesiredStatus::Running };
-        let list = self.ecs().list_tasks().cluster(&started.cluster).started_by(&started.name).desired_status(status);
+        // Those that are to run are what ECS lists unless it is told otherwise; with `startedBy` it wants no other filter.
+        let status = stopped.then_some(DesiredStatus::Stopped);
+        let list = self.ecs().list_tasks().cluster(&started.cluster).started_by(&started.name);
+        let list = list.set_desired_status(status);
         let mut found = Vec::new();
         let mut token: Option<String> = None;
         loop {

@@ -127,7 +127,10 @@ def deploy(bench_server: Bench) -> Account:
         ChangeSetType="CREATE",
         TemplateBody=TEMPLATE.read_text(),
         Capabilities=["CAPABILITY_NAMED_IAM"],
-        Parameters=[{"ParameterKey": "NamePrefix", "ParameterValue": PREFIX}],
+        Parameters=[
+            {"ParameterKey": "NamePrefix", "ParameterValue": PREFIX},
+            {"ParameterKey": "DynamicPipelines", "ParameterValue": "true"},
+        ],
     )
     formation.execute_change_set(StackName=PREFIX, ChangeSetName=PREFIX)
     (stack,) = formation.describe_stacks(StackName=PREFIX)["Stacks"]

@@ -21,7 +21,7 @@ NEW = ("ecs:RegisterTaskDefinition", "states:CreateStateMachine", "states:Update
 
 def tasks_of(bench: Bench, run: Any) -> dict[str, dict[str, Any]]:
     """The tasks that a run's orchestration has started, as the bench remembers them, by ARN."""
-    return {task["arn"]: task for task in bench.dump()["tasks"] if task["started_by"] == str(run.id)}
+    return {task["arn"]: task for task in bench.dump()["tasks"] if (task["started_by"] or "").startswith(str(run.id))}
 
 
 def running(project: Project) -> list[str]:

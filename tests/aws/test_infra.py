@@ -122,7 +122,6 @@ def test_secrets_may_be_in_the_parameter_store(bench: Bench) -> None:
         "NamePrefix": "other",
         "RepositoryName": "other",
         "SecretsBackend": "ssm",
-        "DynamicPipelines": "false",
         "VpcId": "vpc-1",
         "SubnetIds": "subnet-1,subnet-2",
     }

@@ -13,15 +13,16 @@ from step_engine.console import describe_outcome
 from step_engine.errors import PlanError
 from test_aws_deployment import TOKEN, Session
 from test_aws_plan import config
+from zenml.enums import ExecutionStatus
 
-from orchestrator import aws_dynamic, aws_isolated_steps, aws_package
+from orchestrator import aws_dynamic, aws_isolated_steps, aws_package, aws_status
 from orchestrator.container import isolated
 from orchestrator.my_aws_orchestrator_flavor import CapacityProvider, StepFunctionsOrchestratorSettings
 
 STACK = SimpleNamespace(components={}, environment={})
 PROCESS = {
     "ZENML_STEP_ENGINE_RUN_ID": "run",
-    "ZENML_STEP_ENGINE_EXECUTION": "arn:aws:states:eu-central-1:123456789012:execution:m:run",
+    "ZENML_STEP_ENGINE_EXECUTION": "arn:aws:states:eu-central-1:123456789012:execution:m:run-2",
     "ZENML_STEP_ENGINE_SECRET_LOCATION": "secretsmanager:p/runs/run",
 }
 DEFINITIONS = isolated.Definitions(
@@ -152,6 +153,15 @@ def test_every_ending_has_its_outcome(own: dict[str, Any], fields: dict[str, Any
         assert (status, why) == ("failed", describe_outcome(outcome))
 
 
+def test_a_step_that_succeeded_does_not_wait_for_the_network_to_be_let_go_of() -> None:
+    task = {"lastStatus": "DEPROVISIONING", "startedAt": 1, "containers": [{"name": "main", "lastStatus": "STOPPED"}]}
+    assert isolated.status_of(task, "main") == ("running", None)
+    task["containers"][0]["exitCode"] = 1
+    assert isolated.status_of(task, "main") == ("running", None), "why is not known yet"
+    task["containers"][0]["exitCode"] = 0
+    assert isolated.status_of(task, "main") == ("completed", None)
+
+
 def test_a_task_that_has_not_ended() -> None:
     assert isolated.status_of({"lastStatus": "PENDING"}, "main") == ("provisioning", None)
     now = datetime.now(timezone.utc)
@@ -177,7 +187,7 @@ def test_a_request_names_run_and_step_and_no_secret() -> None:
     }
     assert (container["name"], container["command"]) == ("main", ["python", "-m", "step"])
     assert (asked["overrides"]["cpu"], asked["overrides"]["memory"]) == ("512", "1024")
-    assert (asked["startedBy"], asked["clientToken"], asked["taskDefinition"]) == ("run", "9d3c", "zenml-se-1:4")
+    assert (asked["startedBy"], asked["clientToken"], asked["taskDefinition"]) == ("run-2", "9d3c", "zenml-se-1:4")
     assert asked["launchType"] == "FARGATE"
     assert asked["networkConfiguration"]["awsvpcConfiguration"] == {
         "subnets": ["subnet-1", "subnet-2"],
@@ -236,7 +246,10 @@ def test_definitions_travel_through_the_environment() -> None:
     assert read == DEFINITIONS
     assert read.choose("train", "other") == "train"
     assert read.choose("train", "image") == "", "a child pipeline's step of the same name has another image"
-    assert read.choose(None, "image") == "" and read.choose(None, "other") == "train"
+    assert read.choose(None, "image") == ""
+    with pytest.raises(ValueError, match="was not known before the run began"):
+        # What another step has beside the image would come with it.
+        read.choose(None, "other")
     with pytest.raises(ValueError, match="was not known before the run began"):
         read.choose("train", "unknown")
     assert read.log_stream("arn:aws:ecs:eu-central-1:1:task/ml/0a1b") == ("/g", "step/main/0a1b")
@@ -261,12 +274,15 @@ def test_a_secret_of_the_running_pipeline_is_refused_and_not_told() -> None:
 class Ecs:
     """ECS's client, as boto3 has it."""
 
-    def __init__(self, *answers: dict[str, Any]) -> None:
+    def __init__(self, *answers: dict[str, Any] | Exception) -> None:
         self.answers, self.asked = list(answers), []
 
     def run_task(self, **asked: Any) -> dict[str, Any]:
         self.asked.append(asked)
-        return self.answers.pop(0)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def describe_tasks(self, cluster: str, tasks: list[str]) -> dict[str, Any]:
         self.asked.append(tasks)
@@ -282,6 +298,83 @@ def test_a_lack_of_capacity_is_waited_for_with_another_token() -> None:
     assert slept == [2.0, 4.0]
     with pytest.raises(RuntimeError, match="could not place the task: RESOURCE:MEMORY none left"):
         isolated.start(Ecs(full, full), {"clientToken": "t"}, 1, slept.append)
+
+
+def refusal(code: str, message: str) -> Exception:
+    """What boto3 raises."""
+    error = RuntimeError(message)
+    error.response = {"Error": {"Code": code, "Message": message}}  # type: ignore[attr-defined]
+    return error
+
+
+def test_throttling_that_ecs_calls_a_mistake_is_waited_for_with_the_same_token() -> None:
+    throttled = refusal("InvalidParameterException", "Error retrieving subnets: Rate exceeded (ErrorCode: Throttling)")
+    slept: list[float] = []
+    client = Ecs(throttled, throttled, {"tasks": [{"taskArn": "arn"}], "failures": []})
+    assert isolated.start(client, {"clientToken": "t"}, 0, slept.append) == {"taskArn": "arn"}
+    assert [each["clientToken"] for each in client.asked] == ["t"] * 3
+    assert 1 <= slept[0] <= 2 <= slept[1] <= 4
+    with pytest.raises(RuntimeError, match="Rate exceeded"):
+        isolated.start(Ecs(*[throttled] * 20), {"clientToken": "t"}, 0, slept.append)
+    mistake = refusal("InvalidParameterException", "No such subnet.")
+    with pytest.raises(RuntimeError, match="No such subnet"):
+        isolated.start(Ecs(mistake), {"clientToken": "t"}, 8, slept.append)
+
+
+class Zenml:
+    """ZenML's client, which knows how a step stands."""
+
+    def __init__(self, status: str) -> None:
+        self.status = ExecutionStatus(status)
+
+    def get_run_step(self, _id: object, hydrate: bool = True) -> Any:
+        return SimpleNamespace(status=self.status)
+
+
+class Tasks:
+    """The tasks of a run: one, as ECS describes it."""
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        self.task, self.stopped, self.client = task, [], Ecs({"tasks": [task], "failures": []})
+
+    def describe(self, _arn: str) -> dict[str, Any]:
+        return self.task
+
+    def note(self, _task: dict[str, Any]) -> None:
+        pass
+
+    def stop(self, arn: str, reason: str) -> None:
+        self.stopped.append((arn, reason))
+
+
+@pytest.mark.parametrize(("reported", "status"), [("completed", "completed"), ("running", "failed")])
+def test_a_step_that_had_reported_before_its_process_died(
+    monkeypatch: pytest.MonkeyPatch, reported: str, status: str
+) -> None:
+    task = {"taskArn": "arn", "lastStatus": "STOPPED", "containers": [{"name": "main", "exitCode": 139}]}
+    told: list[str] = []
+    monkeypatch.setattr(aws_isolated_steps, "Client", lambda: Zenml(reported))
+    monkeypatch.setattr(aws_isolated_steps, "_tasks", lambda _: Tasks(task))
+    monkeypatch.setattr(aws_isolated_steps, "_definitions", lambda: DEFINITIONS)
+    monkeypatch.setattr(aws_isolated_steps, "_settings", lambda *_: StepFunctionsOrchestratorSettings())
+    monkeypatch.setattr(aws_isolated_steps, "_publish_failure", lambda *given: told.append(given[-1]))
+    step = SimpleNamespace(id="s", name="a", run_metadata={"task_arn": "arn"})
+    assert aws_isolated_steps.status(None, step).value == status  # pyright: ignore
+    assert told == ([] if status == "completed" else ["killed by SIGSEGV (exit code 139)"])
+
+
+def test_a_task_that_zenml_cannot_be_told_of_does_not_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> None:
+        raise ConnectionError("away")
+
+    tasks = Tasks({"taskArn": "arn"})
+    monkeypatch.setattr(aws_isolated_steps, "_tasks", lambda _: tasks)
+    monkeypatch.setattr(aws_isolated_steps, "_request", lambda *_: {"clientToken": "t"})
+    monkeypatch.setattr(aws_isolated_steps, "_file", away)
+    orchestrator = SimpleNamespace(config=config())
+    with pytest.raises(ConnectionError):
+        aws_isolated_steps.submit(orchestrator, SimpleNamespace(pipeline_step_name="a", step_run=None))  # pyright: ignore
+    assert tasks.stopped == [("arn", isolated.STOPPED)]
 
 
 def test_one_request_tells_of_every_task(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,7 +488,32 @@ def test_a_resumed_run_has_another_execution_of_its_own() -> None:
 
 
 def test_only_dynamic_runs_have_other_tasks() -> None:
-    run = SimpleNamespace(id="7", orchestrator_run_id="8", snapshot=SimpleNamespace(is_dynamic=True))
-    assert aws_dynamic.others(config(), run) == {"cluster": config().ecs_cluster_arn, "name": "8"}  # pyright: ignore
+    metadata = {"execution_arn": "arn:aws:states:r:1:execution:m:7-2"}
+    run = SimpleNamespace(id="7", run_metadata=metadata, snapshot=SimpleNamespace(is_dynamic=True))
+    assert aws_dynamic.others(config(), run) == {"cluster": config().ecs_cluster_arn, "name": "7-2"}  # pyright: ignore
     run.snapshot.is_dynamic = False
     assert aws_dynamic.others(config(), run) is None  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("status", "known", "before", "current"),
+    [
+        ("running", "7", "running", True),
+        ("running", None, "running", True),
+        ("running", "7-2", "running", False),
+        # Somebody goes on with it, and the new execution is not known yet.
+        ("resuming", "7", "running", False),
+        # The execution is the one that went on with it, and never said that it runs.
+        ("resuming", "7", "resuming", True),
+    ],
+)
+def test_the_execution_before_is_told_from_the_newest(
+    monkeypatch: pytest.MonkeyPatch, status: str, known: str | None, before: str, current: bool
+) -> None:
+    arn = "arn:aws:states:r:1:execution:m:"
+    metadata = {"execution_arn": arn + known} if known else {}
+    now = SimpleNamespace(status=ExecutionStatus(status), run_metadata=metadata)
+    client = SimpleNamespace(get_pipeline_run=lambda _id: now)
+    monkeypatch.setattr(aws_status, "Client", lambda: client)
+    run = SimpleNamespace(id="7", status=ExecutionStatus(before))
+    assert aws_status.is_current(run, f"{arn}7") is current  # pyright: ignore

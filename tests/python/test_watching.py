@@ -105,7 +105,10 @@ class Store:
 
 
 def watch(
-    run: Run, session: Session | None = None, renew: Callable[[], None] = lambda: None
+    run: Run,
+    session: Session | None = None,
+    renew: Callable[[], None] = lambda: None,
+    is_current: Callable[[], bool] = lambda: True,
 ) -> tuple[Store, list[str]]:
     store, cleaned = Store(), []
     watcher = Watcher(
@@ -116,6 +119,7 @@ def watch(
         url="https://page",
         renew=renew,
         clean_up=lambda: cleaned.append("secret"),
+        is_current=is_current,
     )
     try:
         watcher.watch()
@@ -134,6 +138,13 @@ def test_what_happened_is_written_down_in_order_and_the_secret_goes() -> None:
         ("end", "completed", None),
     ]
     assert cleaned == ["secret"]
+
+
+def test_a_run_that_another_execution_goes_on_with_is_left_alone() -> None:
+    with pytest.raises(RunInterruptedError) as caught:
+        watch(Run(summary("stopped"), [STARTED, finished("stopped")]), is_current=lambda: False)
+    assert caught.value.store.said == [("stopped", "a")]  # type: ignore[attr-defined]
+    assert caught.value.cleaned == ["secret"], "its own"  # type: ignore[attr-defined]
 
 
 def test_a_failed_step_is_told_with_its_last_output() -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from step_engine.doctor import Target
 
-MARKS = {"ok": "ok     ", "missing": "MISSING", "unknown": "?      "}
+MARKS = {"ok": "ok     ", "missing": "MISSING", "optional": "-      ", "unknown": "?      "}
 NEEDED = ("region", "account_id", "cluster", "task_definition", "execution_role", "subnet_ids")
 
 
@@ -87,7 +87,8 @@ def examine(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
     elif missing or unknown:
-        print(f"{missing} missing, {unknown} cannot be seen, {len(found) - missing - unknown} right.")
+        right = sum(finding.status == "ok" for finding in found)
+        print(f"{missing} missing, {unknown} cannot be seen, {right} right.")
     else:
         print("Nothing is missing.")
     return 1 if missing else 0

@@ -37,10 +37,21 @@ def judge(account: Account, arn: str, who: str, statements: list[Statement]) -> 
                     json.dumps(action, indent=2) if error.denied else "",
                 )
             ]
-        if denied:
+        if denied and statement.without:
+            words = (
+                f"{who} {arn} may not {', '.join(denied)} (statement {statement.sid}): {statement.without}. "
+                "Where they are wanted, add to its policy:"
+            )
+            findings.append(Finding("optional", words, json.dumps(statement.document(tuple(denied)), indent=2)))
+        elif denied:
             words = f"{who} {arn} may not {', '.join(denied)} (statement {statement.sid}); add to its policy:"
             findings.append(Finding.lacking(words, statement.document(tuple(denied))))
-    return findings or [Finding("ok", f"{who} {arn} may do what it has to ({len(statements)} statements).")]
+    if any(finding.status == "missing" for finding in findings):
+        return findings
+    return [
+        *findings,
+        Finding("ok", f"{who} {arn} may do what it has to ({len(statements) - len(findings)} statements)."),
+    ]
 
 
 def _denied(account: Account, arn: str, statement: Statement) -> list[str]:

@@ -58,15 +58,22 @@ def of_task_role(target: Target, task_roles: tuple[str, ...]) -> list[Statement]
     """
     cluster = target.arn("ecs", f"cluster/{target.cluster_name}")
     here, context = {"ArnEquals": {"ecs:cluster": cluster}}, {"ecs:cluster": cluster}
+    without = "dynamic pipelines have no isolated steps"
     derived = target.arn("ecs", f"task-definition/{target.family}-se-*:*")
     tasks = target.arn("ecs", f"task/{target.cluster_name}/*")
     return [
         *_artifacts(target),
         *_reading(target, "ReadRunSecret", "GetParameter", "runs", "schedules"),
-        Statement("RunIsolatedSteps", ("ecs:RunTask",), (derived,), here, context=context),
-        Statement("FollowIsolatedSteps", ("ecs:DescribeTasks", "ecs:StopTask"), (tasks,), here, context=context),
+        Statement("RunIsolatedSteps", ("ecs:RunTask",), (derived,), here, context=context, without=without),
         Statement(
-            "PassTaskRoles", ("iam:PassRole",), task_roles, passing(TASKS), context={"iam:PassedToService": TASKS}
+            *("FollowIsolatedSteps", ("ecs:DescribeTasks", "ecs:StopTask"), (tasks,), here),
+            context=context,
+            without=without,
+        ),
+        Statement(
+            *("PassTaskRoles", ("iam:PassRole",), task_roles, passing(TASKS)),
+            context={"iam:PassedToService": TASKS},
+            without=without,
         ),
     ]
 
@@ -176,6 +183,7 @@ def of_client(
             ("*",),
             {"ArnEquals": {"ecs:cluster": cluster}},
             context={"ecs:cluster": cluster},
+            without="isolated steps of dynamic pipelines are neither shown nor stopped with their run",
         ),
         Statement(
             "PassTaskRoles", ("iam:PassRole",), task_roles, passing(TASKS), context={"iam:PassedToService": TASKS}

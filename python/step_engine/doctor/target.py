@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Status = Literal["ok", "missing", "unknown"]
+Status = Literal["ok", "missing", "optional", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Statement:
         condition: Under which condition, as in a policy.
         probes: ARNs on which the actions must be allowed; those of `resources`, with examples for `*`, if empty.
         context: Condition keys of a real call.
+        without: What there is not without it, if that can be done without.
     """
 
     sid: str
@@ -106,6 +107,7 @@ class Statement:
     condition: dict[str, Any] | None = None
     probes: tuple[str, ...] = ()
     context: dict[str, str] = field(default_factory=dict)
+    without: str = ""
 
     def tried_on(self) -> list[str]:
         """ARNs to ask the simulator about.
@@ -142,7 +144,7 @@ class Finding:
     """One thing that was looked at.
 
     Attributes:
-        status: `ok`, `missing`, or `unknown` if it could not be judged.
+        status: `ok`, `missing`, `optional` if it is missing and can be done without, `unknown` if it cannot be judged.
         what: One sentence.
         fix: What mends it: a command, or a statement of a policy.
     """
