@@ -378,13 +378,14 @@ impl Container {
                 Ok(Found::Here(_)) if begin.elapsed() < START_PATIENCE => None,
                 // Not by force: one that runs by now refuses, which the next look shows. Taken to run unseen, one that does
                 // not would count as one that ended well.
-                Ok(Found::Here(_)) => {
-                    asked_to_go = true;
-                    match self.remove_idle().await {
-                        Ok(()) => return Ok(Unstarted::Removed),
-                        Err(error) => Some(error),
+                Ok(Found::Here(_)) => match self.remove_idle().await {
+                    Ok(()) => return Ok(Unstarted::Removed),
+                    Err(error) => {
+                        // One that the engine refused to remove was removed by somebody else, if it is gone at the next look.
+                        asked_to_go = error.is_engine_away();
+                        Some(error)
                     }
-                }
+                },
                 Err(error) => Some(error),
             };
             match failure {

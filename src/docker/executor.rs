@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::attempt::{self, Attempt, adopted};
-use super::container::RunIdentity;
+use super::container::{self, RunIdentity};
 use super::engine::Engine;
 use super::error::DockerError;
 use super::files::Archives;
@@ -184,9 +184,16 @@ impl Executor for DockerExecutor {
             // What the former owner had just asked for when it died.
             left.extend(sweep::clear(&self.engine, &self.run.run_id).await.unwrap_or_default());
         }
-        // An attempt that was abandoned may have left a process that runs.
+        // An attempt that was abandoned may have left a process that runs, a creation whose answer was lost a container that
+        // appeared after it was looked for.
         let present = sweep::list(&self.engine, &self.run.run_id).await.unwrap_or_default();
-        left.extend(present.into_iter().filter(|container| container.running).map(|container| container.name));
+        let (running, idle): (Vec<_>, Vec<_>) = present.into_iter().partition(|container| container.running);
+        left.extend(running.into_iter().map(|container| container.name));
+        for container in idle.into_iter().filter(|container| container.created) {
+            if container::remove(&self.engine, &container.id, &container.name).await.is_err() {
+                left.push(container.name);
+            }
+        }
         left.sort();
         left.dedup();
         left

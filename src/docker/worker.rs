@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::container::{self, Container, Owner, Place, RunIdentity, label};
 use super::engine::{Engine, patiently};
-use super::error::DockerError;
+use super::error::{DockerError, is_away};
 use super::files::Archives;
 use super::frames::{self, Done, Frame, Nonce, Piece, Splitter};
 use super::image::Images;
@@ -282,17 +282,32 @@ impl Worker {
 
     /// Whether it said that the step it was told to run began, as the engine's own copy of its output has it; none when there is no such
     /// copy.
-    pub(super) async fn has_begun(&self) -> Option<bool> {
+    ///
+    /// # Errors
+    /// [`DockerError`] when the engine is away for longer than anybody waits.
+    pub(super) async fn has_begun(&self) -> Result<Option<bool>, DockerError> {
+        patiently(|| self.begun_in_copy()).await
+    }
+
+    async fn begun_in_copy(&self) -> Result<Option<bool>, DockerError> {
         let options = LogsOptionsBuilder::new().stdout(true).build();
         let mut copy = self.container.engine.docker.logs(&self.container.id, Some(options));
         let mut splitter = Splitter::new(&self.nonce);
         let mut begun = 0;
         while let Some(piece) = copy.next().await {
-            splitter.push(piece.ok()?.into_bytes(), |piece| {
-                begun += usize::from(matches!(piece, Piece::Frame(Frame::Started(_))))
-            });
+            match piece {
+                Ok(piece) => splitter.push(piece.into_bytes(), |piece| {
+                    begun += usize::from(matches!(piece, Piece::Frame(Frame::Started(_))))
+                }),
+                Err(error) if is_away(&error) => {
+                    return Err(DockerError::of(format!("read the output of container {}", self.container.name))(
+                        error,
+                    ));
+                }
+                Err(_) => return Ok(None),
+            }
         }
-        Some(begun > self.served)
+        Ok(Some(begun > self.served))
     }
 
     /// By what its frames are known, and the steps that ended in it before the one that it serves.

@@ -196,7 +196,8 @@ def test_json_has_every_finding(as_developer: Account, capsys: pytest.CaptureFix
     target = dataclasses.replace(as_developer.target, cluster="none")
     assert main(["doctor", "--json", *flags(target)]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert {finding["status"] for finding in found} == {"ok", "missing"}
+    # Of the statements for isolated steps, too, which name the cluster.
+    assert {finding["status"] for finding in found} == {"ok", "missing", "optional"}
 
 
 def test_a_stack_of_zenml_is_examined(as_developer: Account, tmp_path: Path) -> None:

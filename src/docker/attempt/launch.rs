@@ -18,6 +18,10 @@ use super::{Attempt, lost, remove_or_warn};
 use crate::event::Outcome;
 use crate::runner::{AttemptControl, StopForce};
 
+/// An attempt is launched so often at most: requests that take too long count as an engine that is away, although it answers
+/// the next one.
+const LAUNCH_TRIES: u32 = 6;
+
 /// A process that runs, with its output attached.
 pub(super) struct Launched {
     pub(super) container: Container,
@@ -78,13 +82,16 @@ impl NotLaunched {
 pub(super) async fn launch(attempt: &Attempt, control: &mut AttemptControl) -> Result<Launched, NotLaunched> {
     let mut left = Left::Nothing;
     let mut outage: Option<Outage> = None;
+    let mut tries = 0;
     loop {
+        tries += 1;
         let failure = match once(attempt, control, &mut left).await {
             Ok(launched) => return Ok(launched),
             Err(failure) => failure,
         };
         let ended = match failure {
             Failure::Over(outcome) => Err(outcome),
+            Failure::Away(error) if tries == LAUNCH_TRIES => Err(launch_failed(error)),
             Failure::Away(error) => {
                 let outage = match &mut outage {
                     Some(outage) => outage,
@@ -108,7 +115,7 @@ async fn until_back(
     attempt: &Attempt,
     control: &mut AttemptControl,
     outage: &mut Outage,
-    mut error: String,
+    error: String,
 ) -> Result<(), Outcome> {
     outage.begin();
     while !outage.is_too_long() {
@@ -122,16 +129,13 @@ async fn until_back(
             () = control.stop_requested(StopForce::Graceful) => return Err(Outcome::Stopped),
             cleared = cleared => cleared,
         };
-        match cleared {
-            Ok(()) => {
-                outage.end();
-                return Ok(());
-            }
-            // Also one that is no sign of its absence: it may not be all there yet.
-            Err(again) => error = again.to_string(),
+        // Any error is waited out, also one that is no sign of absence: the engine may not be all there yet.
+        if cleared.is_ok() {
+            outage.end();
+            return Ok(());
         }
     }
-    Err(launch_failed(error))
+    Err(launch_failed(format!("{error}; the engine was waited for and did not come back")))
 }
 
 /// Resolves the image, creates a container, attaches to it and starts it. `left` is what the engine then has of it.
@@ -186,14 +190,20 @@ async fn attach(attempt: &Attempt, container: &Container) -> Result<AttachContai
 }
 
 /// Starts the process. Returns whether nobody saw that: the engine was away, and the process runs or did.
-async fn start(container: &Container, control: &AttemptControl, left: &mut Left) -> Result<bool, Failure> {
+async fn start(container: &Container, control: &mut AttemptControl, left: &mut Left) -> Result<bool, Failure> {
     // Never dropped either: nobody would know whether the process runs.
     let Err(error) = container.start().await else { return Ok(false) };
     if !error.is_engine_away() {
         let stopped = control.stop_force().is_some();
         return Err(Failure::Over(if stopped { Outcome::Stopped } else { launch_failed(error) }));
     }
-    match container.remove_unstarted().await {
+    let unstarted = tokio::select! {
+        biased;
+        // By force, which is how the container then goes; one that runs has its grace.
+        () = control.stop_requested(StopForce::Kill) => return Err(Failure::Over(Outcome::Stopped)),
+        unstarted = container.remove_unstarted() => unstarted,
+    };
+    match unstarted {
         Ok(Unstarted::WasStarted(_)) => Ok(true),
         Ok(Unstarted::Removed) => {
             *left = Left::Nothing;

@@ -127,24 +127,29 @@ async fn ended(worker: Worker, lease: Lease) -> Beginning {
         drop(timeout(END_PATIENCE, wait_once(&worker.container)).await);
         state = patiently(|| worker.container.inspect()).await;
     }
-    let killed = runs(&state) && worker.has_begun().await != Some(true);
+    let killed = runs(&state) && !matches!(worker.has_begun().await, Ok(Some(true)));
     if killed {
         // It may read its go at any moment; nothing but its end makes sure that it does not.
         drop(worker.container.signal("SIGKILL").await);
         drop(timeout(END_PATIENCE, wait_once(&worker.container)).await);
         state = patiently(|| worker.container.inspect()).await;
     }
-    let code = match state {
-        Ok(Found::Here(state)) if !has_ended(&state) && !killed => None,
-        Ok(Found::Here(state)) => state.exit_code,
-        Ok(Found::Gone) => Some(NEVER_BEGAN),
-        Err(error) => {
+    let (code, told) = match (state, worker.has_begun().await) {
+        (Ok(Found::Here(state)), Ok(told)) if !has_ended(&state) && !killed => (None, told),
+        (Ok(Found::Here(state)), Ok(told)) => (state.exit_code, told),
+        (Ok(Found::Gone), _) => (Some(NEVER_BEGAN), None),
+        (Err(error), _) | (_, Err(error)) => {
             lease.retire(worker);
             return Beginning::Over(Outcome::Lost { reason: error.to_string() });
         }
     };
+    if told.is_none() && is_cut_off && !matches!(code, None | Some(0 | NEVER_BEGAN)) {
+        lease.retire(worker);
+        let reason = "the engine went away when the step was to begin, and keeps no copy of its output, which would tell whether it did";
+        return Beginning::Over(lost(reason));
+    }
     // Without the engine's copy of the output: what ends well has begun.
-    let begun = worker.has_begun().await.unwrap_or(code.is_none_or(|code| code == 0));
+    let begun = told.unwrap_or(code.is_none_or(|code| code == 0));
     match (begun, killed) {
         (true, false) => Beginning::Begun(Box::new(Serving { worker, lease, blind: true })),
         (true, true) => {

@@ -369,3 +369,41 @@ async fn a_step_that_waits_for_the_engine_can_be_stopped_and_leaves_nothing() {
         fixture.leaves_nothing().await;
     }
 }
+
+#[tokio::test]
+async fn a_kill_does_not_wait_for_what_became_of_an_unanswered_start() {
+    let Some(fixture) = Fixture::new("kill-start").await else { return };
+    let Some(socket) = socket(&fixture) else { return };
+    let (mut line, engine) = Line::to(&socket, "kill-start").await;
+    let container = fixture.container(&["sleep", "60000"], json!({}));
+    let executor = fixture.executor_on(engine, [("step".to_owned(), container)], None);
+    line.set_trap("/start", Cut::After);
+    let running = Running::launch(executor.clone(), "step", 1, Demand::default());
+    line.until_trapped().await;
+    let begin = Instant::now();
+    running.stop(StopForce::Kill);
+    running.memory.until_settled().await;
+    assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
+    line.connect();
+    let (outcome, _) = running.end().await;
+    assert_eq!(outcome, Outcome::Stopped);
+    assert!(executor.close().await.is_empty());
+    fixture.leaves_nothing().await;
+}
+
+#[tokio::test]
+async fn a_container_that_appears_after_its_creation_was_given_up_goes_with_the_run() {
+    let Some(fixture) = Fixture::new("late").await else { return };
+    let container = fixture.container(&["sleep", "0"], json!({}));
+    let executor = fixture.executor(container);
+    let docker = bollard::Docker::connect_with_defaults().unwrap();
+    let body = bollard::models::ContainerCreateBody {
+        image: Some(fixture.image.clone()),
+        cmd: Some(vec!["sleep".to_owned(), "0".to_owned()]),
+        labels: Some([("step-engine.run".to_owned(), fixture.run_id.clone())].into()),
+        ..Default::default()
+    };
+    docker.create_container(None, body).await.unwrap();
+    assert!(executor.close().await.is_empty());
+    fixture.leaves_nothing().await;
+}
