@@ -26,7 +26,7 @@ FARGATE_MEBIBYTES = {
 OVERRIDES_CHARACTERS = 8192
 DEFINITION_BYTES = 65536
 Backend = ecs.EC2ContainerServiceBackend
-_register, _run = Backend.register_task_definition, Backend.run_task
+_register, _run, _list = Backend.register_task_definition, Backend.run_task, Backend.list_tasks
 _registering: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
@@ -138,6 +138,16 @@ def find_task(identifier: str) -> tasks.DockerTask | None:
     return None
 
 
+def list_tasks(self: Backend, *given: Any) -> Any:
+    """ECS lists tasks that are to run unless it is asked for those that are not; moto lists all of them."""
+    if not given:
+        # moto itself asks, for all.
+        return _list(self)
+    *others, desired_status = given
+    return _list(self, *others, desired_status or "RUNNING")
+
+
+Backend.list_tasks = list_tasks
 Backend.register_task_definition = register_task_definition
 Backend.run_task = run_task
 Backend.stop_task = stop_task
