@@ -455,7 +455,7 @@ def status_of(task: Mapping[str, Any], container: str) -> tuple[str, str | None]
         `provisioning`, `running`, `completed`, `stopped` or `failed`, and in words why it failed.
     """
     if task.get("lastStatus") != "STOPPED":
-        own = next((each for each in task.get("containers") or [] if each.get("name") == container), {})
+        own = _own_container(task, container)
         if own.get("lastStatus") == "STOPPED" and own.get("exitCode") == 0 and not task.get("stoppedReason"):
             # The task takes tens of seconds more to let go of its network; nothing else can become of the step.
             return "completed", None
@@ -464,6 +464,10 @@ def status_of(task: Mapping[str, Any], container: str) -> tuple[str, str | None]
     if outcome["kind"] in ("completed", "stopped"):
         return outcome["kind"], None
     return "failed", describe(outcome)
+
+
+def _own_container(task: Mapping[str, Any], container: str) -> Mapping[str, Any]:
+    return next((each for each in task.get("containers") or [] if each.get("name") == container), {})
 
 
 def outcome_of(task: Mapping[str, Any], container: str) -> dict[str, Any]:
@@ -476,8 +480,7 @@ def outcome_of(task: Mapping[str, Any], container: str) -> dict[str, Any]:
     Returns:
         `kind`, and `code` or `reason`.
     """
-    containers = task.get("containers") or []
-    own = next((each for each in containers if each.get("name") == container), {})
+    own = _own_container(task, container)
     own_reason, stopped_reason = own.get("reason") or "", task.get("stoppedReason") or ""
     stop_code, code = task.get("stopCode") or "", own.get("exitCode")
     never_began = any(start in text for start in _NEVER_BEGAN for text in (stopped_reason, own_reason))

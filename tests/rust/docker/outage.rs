@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use step_engine::docker::{ConnectOptions, Engine, sweep};
+use step_engine::docker::{ConnectOptions, DockerExecutor, Engine, sweep};
 use step_engine::event::Outcome;
 use step_engine::plan::Demand;
 use step_engine::runner::{Executor as _, StopForce};
@@ -185,6 +185,15 @@ impl Drop for Line {
     }
 }
 
+/// A step that runs `command`, on an engine behind a line.
+async fn behind_a_line(test: &str, command: &[&str]) -> Option<(Fixture, Line, Arc<DockerExecutor>)> {
+    let fixture = Fixture::new(test).await?;
+    let (line, engine) = Line::to(&socket(&fixture)?, test).await;
+    let container = fixture.container(command, json!({}));
+    let executor = fixture.executor_on(engine, [("step".to_owned(), container)], None);
+    Some((fixture, line, executor))
+}
+
 pub(super) fn socket(fixture: &Fixture) -> Option<String> {
     let path = fixture.engine.info().address.strip_prefix("unix://")?;
     Some(path.to_owned())
@@ -192,11 +201,7 @@ pub(super) fn socket(fixture: &Fixture) -> Option<String> {
 
 #[tokio::test]
 async fn a_step_survives_an_engine_that_is_away_for_a_while() {
-    let Some(fixture) = Fixture::new("outage").await else { return };
-    let Some(socket) = socket(&fixture) else { return };
-    let (mut line, engine) = Line::to(&socket, "survives").await;
-    let container = fixture.container(&["graceful"], json!({}));
-    let executor = fixture.executor_on(engine, [("step".to_owned(), container)], None);
+    let Some((fixture, mut line, executor)) = behind_a_line("outage", &["graceful"]).await else { return };
     let running = Running::launch(executor.clone(), "step", 1, Demand::default());
     running.memory.until_ready().await;
     line.cut().await;
@@ -218,11 +223,7 @@ async fn a_step_survives_an_engine_that_is_away_for_a_while() {
 
 #[tokio::test]
 async fn an_exit_while_the_engine_is_away_is_seen_afterwards() {
-    let Some(fixture) = Fixture::new("exit-away").await else { return };
-    let Some(socket) = socket(&fixture) else { return };
-    let (mut line, engine) = Line::to(&socket, "exit").await;
-    let container = fixture.container(&["sleep", "1500"], json!({}));
-    let executor = fixture.executor_on(engine, [("step".to_owned(), container)], None);
+    let Some((fixture, mut line, executor)) = behind_a_line("exit-away", &["sleep", "1500"]).await else { return };
     let running = Running::launch(executor, "step", 1, Demand::default());
     running.memory.until_ready().await;
     line.cut().await;
@@ -234,11 +235,7 @@ async fn an_exit_while_the_engine_is_away_is_seen_afterwards() {
 
 #[tokio::test]
 async fn a_kill_while_the_engine_is_away_is_a_lost_container_not_a_failed_step() {
-    let Some(fixture) = Fixture::new("killed-away").await else { return };
-    let Some(socket) = socket(&fixture) else { return };
-    let (mut line, engine) = Line::to(&socket, "killed").await;
-    let container = fixture.container(&["stubborn"], json!({}));
-    let executor = fixture.executor_on(engine, [("step".to_owned(), container)], None);
+    let Some((fixture, mut line, executor)) = behind_a_line("killed-away", &["stubborn"]).await else { return };
     let running = Running::launch(executor, "step", 1, Demand::default());
     running.memory.until_ready().await;
     line.cut().await;
@@ -261,11 +258,9 @@ fn told_of_waiting(warnings: &[String]) -> usize {
 
 #[tokio::test]
 async fn a_step_that_is_launched_while_the_engine_is_away_starts_once_it_is_back() {
-    let Some(fixture) = Fixture::new("launched-away").await else { return };
-    let Some(socket) = socket(&fixture) else { return };
-    let (mut line, engine) = Line::to(&socket, "launched").await;
-    let container = fixture.container(&["say", "hello", "3"], json!({}));
-    let executor = fixture.executor_on(engine, [("step".to_owned(), container)], None);
+    let Some((fixture, mut line, executor)) = behind_a_line("launched-away", &["say", "hello", "3"]).await else {
+        return;
+    };
     line.cut().await;
     let running = Running::launch(executor.clone(), "step", 1, Demand::default());
     // Longer than one request is tried again.
@@ -320,11 +315,7 @@ async fn an_engine_that_goes_away_at_any_point_of_a_launch_starts_the_step_once(
 /// The answer to a start was lost, and the process ended with the engine, which is back before anybody asks.
 #[tokio::test]
 async fn a_start_whose_container_ended_with_the_engine_is_lost_not_a_failed_step() {
-    let Some(fixture) = Fixture::new("start-killed").await else { return };
-    let Some(socket) = socket(&fixture) else { return };
-    let (mut line, engine) = Line::to(&socket, "start-killed").await;
-    let container = fixture.container(&["stubborn"], json!({}));
-    let executor = fixture.executor_on(engine, [("step".to_owned(), container)], None);
+    let Some((fixture, mut line, executor)) = behind_a_line("start-killed", &["stubborn"]).await else { return };
     line.set_trap("/start", Cut::After);
     let running = Running::launch(executor, "step", 1, Demand::default());
     line.until_trapped().await;
@@ -372,11 +363,7 @@ async fn a_step_that_waits_for_the_engine_can_be_stopped_and_leaves_nothing() {
 
 #[tokio::test]
 async fn a_kill_does_not_wait_for_what_became_of_an_unanswered_start() {
-    let Some(fixture) = Fixture::new("kill-start").await else { return };
-    let Some(socket) = socket(&fixture) else { return };
-    let (mut line, engine) = Line::to(&socket, "kill-start").await;
-    let container = fixture.container(&["sleep", "60000"], json!({}));
-    let executor = fixture.executor_on(engine, [("step".to_owned(), container)], None);
+    let Some((fixture, mut line, executor)) = behind_a_line("kill-start", &["sleep", "60000"]).await else { return };
     line.set_trap("/start", Cut::After);
     let running = Running::launch(executor.clone(), "step", 1, Demand::default());
     line.until_trapped().await;
