@@ -135,6 +135,7 @@ class Driver:
             with owner_lock(self._run_directory) as beat:
                 # Meant for a former owner. What comes from now on is meant for this one.
                 take_order(self._run_directory)
+                self._reread()
                 with self._signal_handlers(), self._attendance():
                     self._drive(beat)
         finally:
@@ -142,7 +143,6 @@ class Driver:
         self._end()
 
     def _drive(self, beat: Callable[[], None]) -> None:
-        self._reread()
         self._run.start()
         try:
             self._recall()
@@ -163,6 +163,8 @@ class Driver:
 
             if record := read_run(self._run_directory):
                 self._past = record["events"]
+                if self._session is not None:
+                    self._session.recall(record)
 
     def _recall(self) -> None:
         """Takes over what a former owner knew. It may have died before it told ZenML."""
@@ -193,6 +195,8 @@ class Driver:
             self._pass_signals_on()
             self._console.handle(event for event in events if event["kind"] != "judge")
             for event in events:
+                if self._session is not None:
+                    self._session.handle(event)
                 self._handle(event)
             if time.monotonic() >= next_look and (look is None or look.is_set()):
                 look = self._desk.do(self._look_for_stop)
@@ -213,8 +217,6 @@ class Driver:
 
     def _handle(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
-        if self._session is not None:
-            self._session.handle(event)
         if kind == "judge":
             self._tails[event["step"]] = event["log_tail"]
             self._desk.do(lambda: self._judge(event))

@@ -8,8 +8,10 @@ before the run began (`permits.py`), and handed to the same core that runs the s
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -20,6 +22,7 @@ from zenml.orchestrators.publish_utils import publish_step_run_status_update
 from zenml.orchestrators.utils import get_step_entrypoint_command
 from zenml.utils.env_utils import get_runtime_environment
 
+from orchestrator import resuming
 from orchestrator.control import ControlServer, RefusedError
 from orchestrator.driving import Driver
 from orchestrator.dynamic_publishing import DynamicRunPublisher
@@ -44,7 +47,7 @@ MAX_STEPS = 10_000
 MAX_NAME = 255
 """The longest name of a step, in characters."""
 
-_FINAL = ("completed", "failed", "stopped")
+FINAL = ("completed", "failed", "stopped")
 
 _STILL_ENDING_SECONDS = 60.0
 """A step that is asked for again while its last attempt is being cleaned up waits so long."""
@@ -63,26 +66,61 @@ def drive_dynamic(run: DockerRun, engine: DockerEngine, job: Mapping[str, Any]) 
         RunInterruptedError: The run was stopped.
         RunOwnedError: Another process drives the run; nothing was changed.
     """
-    session = DynamicSession(run, engine, job)
-    publisher = DynamicRunPublisher(UUID(job["pipeline_run_id"]), UUID(job["component_id"]), session.step_run_of)
-    Driver(run, publisher, [LEADER], job["run_directory"], session=session).drive()
+    session = DynamicSession(engine, job)
+    session.attend(run)
+    Driver(run, session.publisher(), [LEADER], job["run_directory"], session=session).drive()
+
+
+def resume_dynamic(engine: DockerEngine, job: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Goes on with a dynamic run whose owner died, to its end.
+
+    Args:
+        engine: Its engine.
+        job: What would be submitted now, see `LocalDockerOrchestrator.resume_dynamic_run`.
+        record: What its journal says, see `step_engine.read_run`.
+
+    Raises:
+        StepEngineError: What its steps may have is not what it was when the run began.
+        StepFailedError: The pipeline failed.
+        RunInterruptedError: The run was stopped.
+        RunOwnedError: Another process drives the run; nothing was changed.
+    """
+    from step_engine import DockerRun
+    from step_engine.lease import last_beat
+
+    directory = job["run_directory"]
+    session = DynamicSession(engine, job)
+    session.refuse_changed_permits(resuming.read_pins(directory) or {})
+    session.recall(record)
+    publisher = session.publisher()
+    finished = {event["step"] for event in record["events"] if event["kind"] == "step_finished"}
+    unfinished = [name for name in record["steps"] if name not in finished]
+    run = DockerRun.resume(
+        engine,
+        {**job["containers"], **session.containers(unfinished)},
+        run_directory=directory,
+        component=job["component"],
+        alive_until_unix_seconds=last_beat(directory),
+        completed=publisher.completed(unfinished),
+    )
+    session.attend(run)
+    Driver(run, publisher, record["steps"], directory, record["events"], session=session).drive()
 
 
 class DynamicSession:
     """What a dynamic run has asked for and what became of it.
 
     Args:
-        run: The run.
         engine: Its engine.
         job: What was submitted.
     """
 
-    def __init__(self, run: DockerRun, engine: DockerEngine, job: Mapping[str, Any]) -> None:
+    def __init__(self, engine: DockerEngine, job: Mapping[str, Any]) -> None:
         """Reads the snapshot, while nothing of the run can have changed it."""
         from zenml.stack import Stack
 
         dynamic = job["dynamic"]
-        self._run = run
+        self._run: DockerRun | None = None
         self._run_id = UUID(job["pipeline_run_id"])
         self._job = job
         self._dynamic: Mapping[str, Any] = dynamic
@@ -100,23 +138,112 @@ class DynamicSession:
         self._submitting = threading.Lock()
         self._changed = threading.Condition()
         self._states: dict[UUID, str] = {}
-        # By name in the plan: the step run of its newest attempt; whether it may have another one, or is over for good.
-        self._newest: dict[str, UUID] = {}
-        self._again: set[str] = set()
+        # By name in the plan: the step runs of its attempts; how often another one was promised; what is over for good.
+        self._attempts: dict[str, list[UUID]] = {}
+        self._retries: Counter[str] = Counter()
         self._over: set[str] = set()
         self._name_of: dict[tuple[UUID, str], str] = {}
         self._open = ExitStack()
 
+    def attend(self, run: DockerRun) -> None:
+        """Says which run asks for steps.
+
+        Args:
+            run: The run, not started yet.
+        """
+        self._run = run
+
+    def publisher(self) -> DynamicRunPublisher:
+        """Makes what reads and writes the run's rows.
+
+        Returns:
+            It knows the step runs of this session.
+        """
+        return DynamicRunPublisher(
+            UUID(self._job["pipeline_run_id"]), UUID(self._job["component_id"]), self.step_run_of
+        )
+
     def __enter__(self) -> DynamicSession:
-        """Opens the control socket, if the engine can reach it.
+        """Opens the control socket, if the engine can reach it. The caller is the run's only owner by now.
 
         Returns:
             This session.
         """
-        if secret := self._dynamic["secret"]:
-            server = ControlServer(self._job["run_directory"], secret, self, self._dynamic["user"])
-            self._open.enter_context(server)
+        directory = self._job["run_directory"]
+        earlier = resuming.read_pins(directory) or {}
+        digests = list(earlier.get("secret_digests", []))
+        if digest := self._dynamic["secret_digest"]:
+            digests.append(digest)
+        pins = {
+            "component_id": self._job["component_id"],
+            "default_user": self._dynamic["default_user"],
+            "images": {**self._pins.known, **earlier.get("images", {})},
+            "permits": self._permits.digest(),
+            # An orchestration that a former owner started has the secret that it was given.
+            "secret_digests": digests,
+        }
+        resuming.write_pins({"run_directory": directory, "pins": pins})
+        if digests:
+            self._open.enter_context(ControlServer(directory, digests, self, self._dynamic["user"]))
         return self
+
+    def refuse_changed_permits(self, pins: Mapping[str, Any]) -> None:
+        """Checks that steps may have what they might have when the run began: its containers can write ZenML's store.
+
+        Args:
+            pins: What was written down then.
+
+        Raises:
+            StepEngineError: They may have something else now.
+        """
+        from step_engine.errors import StepEngineError
+
+        if pins.get("permits") != self._permits.digest():
+            raise StepEngineError(
+                f"The settings of run {self._run_id} in ZenML, or of its stack component, are not those that it began "
+                "with, so it cannot be resumed. Put the component's configuration back, or end the run with `zenml "
+                f"pipeline runs stop {self._run_id}`."
+            )
+
+    def recall(self, record: Mapping[str, Any]) -> None:
+        """Takes over what a former owner knew. May be called again with more of it.
+
+        Args:
+            record: What the run's journal says, see `step_engine.read_run`.
+        """
+        with self._changed:
+            self._states.clear()
+            self._attempts.clear()
+            self._retries.clear()
+            self._over.clear()
+            self._name_of.clear()
+            for request in record["requests"]:
+                step_run_id, run_id, invocation_id = request["reference"].split("/", 2)
+                self._name_of[UUID(run_id), invocation_id] = request["step"]
+                self._attempts.setdefault(request["step"], []).append(UUID(step_run_id))
+                self._states[UUID(step_run_id)] = "provisioning"
+        for event in record["events"]:
+            self.handle(event)
+
+    def containers(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Describes steps again that were asked for under a former owner.
+
+        Args:
+            names: Names in the plan.
+
+        Returns:
+            Their containers, as far as they may be had.
+        """
+        described = {}
+        for name in names:
+            if (step_run_id := self.step_run_of(name)) is None:
+                continue
+            try:
+                row = patiently(partial(Client().get_run_step, step_run_id))
+                described[name] = self._described(row, name)[1]
+            except (KeyError, RefusedError) as error:
+                logger.warning("Step %s cannot be started again: %s", name, error)
+        return described
 
     def __exit__(self, *_: object) -> None:
         """Closes the control socket."""
@@ -130,25 +257,28 @@ class DynamicSession:
         """
         kind, name = event["kind"], event.get("step", "")
         with self._changed:
-            step_run_id = self._newest.get(name)
-            if step_run_id is None:
+            attempts = self._attempts.get(name)
+            if not attempts:
                 return
             if kind == "attempt_started":
-                self._states[step_run_id] = "running"
+                self._states[attempts[event["attempt"] - 1]] = "running"
             elif kind == "attempt_ended":
                 ended = event["outcome"]["kind"]
-                self._states[step_run_id] = ended if ended in ("completed", "stopped") else "failed"
+                final = ended if ended in ("completed", "stopped") else "failed"
+                self._states[attempts[event["attempt"] - 1]] = final
             elif kind == "retry_scheduled":
-                self._again.add(name)
+                self._retries[name] += 1
             elif kind == "step_finished":
-                self._again.discard(name)
                 self._over.add(name)
-                if self._states[step_run_id] not in _FINAL:
+                if self._states[attempts[-1]] not in FINAL:
                     # Never started.
-                    self._states[step_run_id] = "failed" if event["status"] == "failed" else "stopped"
+                    self._states[attempts[-1]] = "failed" if event["status"] == "failed" else "stopped"
             else:
                 return
             self._changed.notify_all()
+
+    def _may_be_tried_again(self, name: str) -> bool:
+        return name not in self._over and self._retries[name] == len(self._attempts[name])
 
     def step_run_of(self, name: str) -> UUID | None:
         """The step run of a step's newest attempt.
@@ -160,7 +290,8 @@ class DynamicSession:
             Its id; none for the orchestration.
         """
         with self._changed:
-            return self._newest.get(name)
+            attempts = self._attempts.get(name)
+            return attempts[-1] if attempts else None
 
     def status(self, step_run_id: UUID, wait_seconds: float) -> str:
         """Tells where a step run stands.
@@ -178,7 +309,7 @@ class DynamicSession:
         with self._changed:
             if step_run_id not in self._states:
                 raise RefusedError(f"step run {step_run_id} is none that this run has submitted.")
-            self._changed.wait_for(lambda: self._states[step_run_id] in _FINAL, timeout=wait_seconds)
+            self._changed.wait_for(lambda: self._states[step_run_id] in FINAL, timeout=wait_seconds)
             return self._states[step_run_id]
 
     def stop(self, step_run_id: UUID) -> str:
@@ -191,16 +322,16 @@ class DynamicSession:
             Where it stood before.
         """
         state = self.status(step_run_id, 0)
-        if state not in _FINAL:
+        if state not in FINAL:
             try:
                 # The step looks there when it gets SIGTERM, and ends as stopped rather than as failed.
                 patiently(lambda: publish_step_run_status_update(step_run_id, ExecutionStatus.STOPPING), 10)
             except Exception as error:
                 logger.debug("ZenML did not take that a step is being stopped: %s", error)
             with self._changed:
-                names = [name for name, newest in self._newest.items() if newest == step_run_id]
+                names = [name for name, attempts in self._attempts.items() if attempts[-1] == step_run_id]
             for name in names:
-                self._run.drop_step(name)
+                self._attended().drop_step(name)
         return state
 
     def submit(self, step_run_id: UUID, invocation_id: str) -> str:
@@ -226,6 +357,7 @@ class DynamicSession:
             row = self._row(step_run_id, invocation_id)
             name = self._name(row)
             spec, container = self._described(row, name)
+            spec["reference"] = f"{row.id}/{row.pipeline_run_id}/{row.name}"
             self._request(name, row.id, spec, container)
         return self.status(step_run_id, 0)
 
@@ -233,21 +365,32 @@ class DynamicSession:
         from step_engine.errors import StepEngineError
 
         with self._changed:
-            if name in self._newest:
+            if name in self._attempts:
                 # The word on whether it may be tried again comes after that on its end.
-                self._changed.wait_for(lambda: name in self._again or name in self._over, timeout=_STILL_ENDING_SECONDS)
-                if name not in self._again:
+                self._changed.wait_for(
+                    lambda: self._may_be_tried_again(name) or name in self._over, timeout=_STILL_ENDING_SECONDS
+                )
+                if not self._may_be_tried_again(name):
                     raise RefusedError(f"step {name!a} runs already, or has ended for good.")
-            try:
-                # Under the lock: its first event must find it here.
-                warning = self._run.request_step(spec, container)
-            except StepEngineError as error:
-                raise RefusedError(str(error)) from None
-            self._again.discard(name)
-            self._newest[name] = step_run_id
+            # Before it is asked for: its first event must find it here.
+            self._attempts.setdefault(name, []).append(step_run_id)
             self._states[step_run_id] = "provisioning"
+        try:
+            warning = self._attended().request_step(spec, container)
+        except StepEngineError as error:
+            with self._changed:
+                del self._states[step_run_id]
+                self._attempts[name].pop()
+                if not self._attempts[name]:
+                    del self._attempts[name]
+            raise RefusedError(str(error)) from None
         if warning:
             logger.warning(warning)
+
+    def _attended(self) -> DockerRun:
+        if self._run is None:
+            raise RuntimeError("the session attends no run")
+        return self._run
 
     def _row(self, step_run_id: UUID, invocation_id: str) -> StepRunResponse:
         """The record of a step run, if it is one of this run that may start."""

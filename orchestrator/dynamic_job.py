@@ -15,8 +15,8 @@ from zenml.constants import (
 )
 
 from orchestrator.container.control import ENV_SECRET, ENV_SOCKET
-from orchestrator.control import DIRECTORY_NAME, SOCKET_NAME
-from orchestrator.plan import LEADER, build_container, build_dynamic_plan, default_user
+from orchestrator.control import DIRECTORY_NAME, SOCKET_NAME, secret_digest
+from orchestrator.plan import LEADER, build_container, build_dynamic_plan
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
@@ -46,6 +46,7 @@ def dynamic_job(
     local_stores_path: str | None,
     run_id: str,
     run_directory: str,
+    user: str | None,
 ) -> dict[str, Any]:
     """Describes a dynamic run.
 
@@ -60,6 +61,7 @@ def dynamic_job(
         local_stores_path: Path of ZenML's local stores; none if no step needs them.
         run_id: The orchestrator's id of the run.
         run_directory: The run's directory.
+        user: User of containers whose settings name none, see `default_user`.
 
     Returns:
         `plan` and `containers`, see `step_engine.DockerRun`, and `dynamic`, see `DynamicSession`. It holds the run's
@@ -73,7 +75,6 @@ def dynamic_job(
     # Only here, for it loads all of ZenML's runner.
     from zenml.pipelines.dynamic.entrypoint_configuration import DynamicPipelineEntrypointConfiguration
 
-    user = default_user(engine)
     pinned = pins.pin(image, settings)
     container = build_container(
         LEADER,
@@ -103,7 +104,7 @@ def dynamic_job(
             "local_stores_path": local_stores_path,
             "default_user": user,
             "user": settings.run_args.get("user") or container["user"],
-            "secret": secret,
-            "images": {image: pinned},
+            "secret_digest": secret_digest(secret) if secret else "",
+            "images": {**pins.known, image: pinned},
         },
     }

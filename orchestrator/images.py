@@ -21,12 +21,15 @@ class Pins:
     Args:
         engine: The engine.
         known: Ids that are known already, by reference.
+
+    Attributes:
+        known: Those and what was looked for since.
     """
 
     def __init__(self, engine: DockerEngine, known: Mapping[str, str] | None = None) -> None:
         """Remembers what is known."""
         self._engine = engine
-        self._known = dict(known or {})
+        self.known = dict(known or {})
         self._pinned: dict[tuple[str, str, str | None], str] = {}
 
     def pin(self, reference: str, settings: LocalDockerOrchestratorSettings) -> str:
@@ -43,8 +46,8 @@ class Pins:
             DockerError: It is not there and must not or cannot be pulled.
         """
         key = (reference, settings.pull_policy, settings.platform)
-        if settings.pull_policy != "always" and settings.platform is None and reference in self._known:
-            return self._known[reference]
+        if settings.pull_policy != "always" and settings.platform is None and reference in self.known:
+            return self.known[reference]
         if key not in self._pinned:
             self._pinned[key] = self._engine.image_id(
                 reference, pull_policy=settings.pull_policy, platform=settings.platform, progress=logger.info
@@ -60,8 +63,8 @@ class Pins:
         from step_engine.errors import DockerError
 
         for reference in references:
-            if reference not in self._known:
+            if reference not in self.known:
                 try:
-                    self._known[reference] = self._engine.image_id(reference, pull_policy="never")
+                    self.known[reference] = self._engine.image_id(reference, pull_policy="never")
                 except DockerError as error:
                     logger.debug("%s is not pinned yet: %s", reference, error)

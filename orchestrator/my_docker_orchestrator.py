@@ -165,9 +165,7 @@ class LocalDockerOrchestrator(IsolatedSteps):
         """
         from step_engine import DockerEngine
 
-        from orchestrator.dynamic_job import dynamic_job
         from orchestrator.dynamic_publishing import DynamicRunPublisher
-        from orchestrator.images import Pins
         from orchestrator.publishing import set_orchestrator_run_id
 
         if placeholder_run is None:
@@ -183,24 +181,41 @@ class LocalDockerOrchestrator(IsolatedSteps):
             engine.stop_run(run_id, force=True)
             engine.clear_run(run_id)
             DynamicRunPublisher(placeholder_run.id, self.id).fail_unfinished()
-        settings = cast(LocalDockerOrchestratorSettings, self.get_settings(snapshot))
+        job = self._dynamic_job(engine, snapshot, placeholder_run, stack, environment=environment, run_id=run_id)
+        return self._carry_out(engine, job, snapshot)
+
+    def _dynamic_job(
+        self,
+        engine: DockerEngine,
+        snapshot: PipelineSnapshotResponse,
+        run: PipelineRunResponse,
+        stack: Stack,
+        *,
+        environment: dict[str, str],
+        run_id: str,
+        pins: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        from orchestrator.dynamic_job import dynamic_job
+        from orchestrator.images import Pins
+
         info = engine.info()
-        job = {
-            **self._identity(run_id, placeholder_run.id),
+        settings = cast(LocalDockerOrchestratorSettings, self.get_settings(snapshot))
+        return {
+            **self._identity(run_id, run.id),
             **dynamic_job(
                 snapshot,
-                placeholder_run,
+                run,
                 settings=settings,
                 environment=environment,
                 image=settings.run_args.get("image") or self.get_image(snapshot=snapshot),
-                pins=Pins(engine),
+                pins=Pins(engine, pins["images"] if pins else None),
                 engine=info,
                 local_stores_path=self._local_stores(stack, info),
                 run_id=run_id,
                 run_directory=run_directory(run_id),
+                user=pins["default_user"] if pins else default_user(info),
             ),
         }
-        return self._carry_out(engine, job, snapshot)
 
     def _identity(self, run_id: str, pipeline_run_id: UUID) -> dict[str, Any]:
         return {
@@ -343,6 +358,40 @@ class LocalDockerOrchestrator(IsolatedSteps):
         )
         Driver(docker_run, publisher, record["steps"], directory, record["events"]).drive()
 
+    def resume_dynamic_run(
+        self, run: PipelineRunResponse, snapshot: PipelineSnapshotResponse, stack: Stack, record: dict[str, Any]
+    ) -> None:
+        """Goes on with a dynamic run whose owner died, to its end.
+
+        Args:
+            run: The run.
+            snapshot: Its snapshot.
+            stack: Its stack.
+            record: What its journal says, see `step_engine.read_run`.
+
+        Raises:
+            StepEngineError: Nobody knows what it began with, or that has changed.
+        """
+        from step_engine import DockerEngine
+        from step_engine.errors import StepEngineError
+        from zenml.orchestrators.utils import get_config_environment_vars
+
+        from orchestrator.dynamic import resume_dynamic
+
+        run_id = str(record["run_id"])
+        pins = read_pins(run_directory(run_id))
+        if pins is None or "secret_digests" not in pins:
+            raise StepEngineError(
+                f"{run_directory(run_id)} does not say what run {run_id} began with, so it cannot be resumed; `zenml "
+                f"pipeline runs stop {run_id}` ends it."
+            )
+        environment, secrets = get_config_environment_vars(pipeline_run_id=run.id)
+        engine = DockerEngine()
+        job = self._dynamic_job(
+            engine, snapshot, run, stack, environment={**environment, **secrets}, run_id=run_id, pins=pins
+        )
+        resume_dynamic(engine, job, record)
+
     @staticmethod
     def _local_stores(stack: Stack, engine: dict[str, Any]) -> str | None:
         """Path of ZenML's local stores as far as the steps need them. An engine elsewhere must have it, too."""
@@ -445,12 +494,7 @@ class LocalDockerOrchestrator(IsolatedSteps):
         engine = DockerEngine()
         is_dynamic = run.snapshot is not None and run.snapshot.is_dynamic
         alive = owner_is_alive(run_id)
-        waits = (
-            not is_dynamic
-            and alive is False
-            and run.status != ExecutionStatus.STOPPING
-            and is_resumable(run_directory(run_id))
-        )
+        waits = alive is False and run.status != ExecutionStatus.STOPPING and is_resumable(run_directory(run_id))
         if waits:
             logger.warning(
                 "The process that drove the run is dead. `step-engine resume %s` goes on with it; `zenml pipeline runs "

@@ -7,6 +7,8 @@ process began: in the settings of the pipeline, of a step that its `depends_on` 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,15 @@ class Permits:
         """Remembers them."""
         self._settings = list(settings)
         self.images = set(images)
+
+    def digest(self) -> str:
+        """Shortens them, to tell whether they are still the same.
+
+        Returns:
+            SHA-256, in hexadecimal digits.
+        """
+        settings = sorted(json.dumps(known.model_dump(mode="json"), sort_keys=True) for known in self._settings)
+        return hashlib.sha256(json.dumps([settings, sorted(self.images)]).encode()).hexdigest()
 
     def check(self, step: str, settings: LocalDockerOrchestratorSettings, image: str) -> None:
         """Refuses a container that was given more than it may have.

@@ -42,6 +42,7 @@ def resume(directory: str) -> None:
     from step_engine.errors import StepEngineError
     from step_engine.lease import refuse_living
     from zenml.client import Client
+    from zenml.enums import ExecutionStatus
     from zenml.stack import Stack
 
     from orchestrator.my_docker_orchestrator import LocalDockerOrchestrator
@@ -53,7 +54,12 @@ def resume(directory: str) -> None:
         raise StepEngineError(f"There is no journal in {directory}, so nobody knows what became of the run.")
     client, run_id = Client(), record["run_id"]
     run = patiently(lambda: client.get_pipeline_run(run_id))
-    if run.status.is_finished:
+    # ZenML calls a run completed when the last step has reported, and failed with the first step that failed for good:
+    # on this machine there may be more to do. What somebody has stopped stays so.
+    goes_on = is_resumable(directory) and run.status != ExecutionStatus.STOPPED
+    if run.status.is_finished and not goes_on:
+        if record["summary"] is None:
+            _put_away(directory, run_id)
         raise StepEngineError(
             f"Run {run_id} has ended ({run.status.value}); `step-engine retry {run_id}` runs what did not complete."
         )
@@ -61,19 +67,35 @@ def resume(directory: str) -> None:
         raise StepEngineError(f"ZenML has no snapshot or no stack of run {run_id} any more; it cannot be resumed.")
     snapshot_id = run.snapshot.id
     snapshot = patiently(lambda: client.zen_store.get_snapshot(snapshot_id))
-    if snapshot.is_dynamic:
-        raise StepEngineError(
-            f"Run {run_id} is dynamic: its orchestration goes on by itself as far as it can. Once its containers are "
-            f"gone, `zenml pipeline runs refresh {run_id}` ends it, and `zenml pipeline runs retry {run_id}` goes on."
-        )
+    if client.active_stack_model.id != run.stack.id:
+        # Containers are given the active one.
+        _with_stack(run.stack.id)
     stack = Stack.from_model(run.stack)
     orchestrator = stack.orchestrator
     if not isinstance(orchestrator, LocalDockerOrchestrator):
         raise StepEngineError(f"Run {run_id} is not one of the Docker orchestrator.")
+    if snapshot.is_dynamic:
+        orchestrator.resume_dynamic_run(run, snapshot, stack, record)
+        return
     for name in set(snapshot.step_configurations) - set(record["steps"]):
         # Cached, or skipped by a replay: done before the run began.
         del snapshot.step_configurations[name]
     orchestrator.resume_static_run(run, snapshot, stack, record)
+
+
+def _put_away(directory: str, run_id: str) -> None:
+    """Removes the containers of a run that somebody else has ended, such as in ZenML's store."""
+    from step_engine import DockerEngine
+    from step_engine.lease import Lease
+
+    lease = Lease.take(directory)
+    try:
+        engine = DockerEngine()
+        engine.stop_run(run_id, force=True)
+        engine.clear_run(run_id)
+        give_up(directory)
+    finally:
+        lease.release()
 
 
 def retry(run_id: str) -> None:

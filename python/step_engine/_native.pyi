@@ -16,8 +16,9 @@ def read_run(run_directory: str) -> dict[str, Any] | None:
 
     Returns:
         `run_id`, `pipeline`, `began_unix_seconds`, `seconds` (from there to the last thing that is known), `steps`
-        (names, in the plan's order), `events` (as `DockerRun.next_events` gives them, without output) and `summary`
-        (none while steps are unfinished). None when the run kept no journal.
+        (names, in the plan's order), `events` (as `DockerRun.next_events` gives them, without output), `requests` (each
+        with `step` and `reference`: what `DockerRun.request_step` was asked for, the n-th of a step being its n-th
+        attempt) and `summary` (none while steps are unfinished). None when the run kept no journal.
 
     Raises:
         StepEngineError: The journal is damaged, or another version wrote it.
@@ -171,7 +172,8 @@ class DockerRun:
 
         Args:
             engine: The engine.
-            containers: As for a new run.
+            containers: As for a new run. Steps that the run's leader asked for need one as far as they are unfinished;
+                a further attempt of one without fails.
             run_directory: The run's directory.
             component: Name of the stack component, for a label.
             alive_until_unix_seconds: When its owner was last seen to live: from then on the run's clock stands still.
@@ -247,8 +249,10 @@ class DockerRun:
     def request_step(self, step: dict[str, Any], container: dict[str, Any]) -> str | None:
         """Runs a step that the run's leader asks for. One that failed and may be tried again gets its next attempt.
 
+        Returns once the request is in the run's journal, or the run is over.
+
         Args:
-            step: As in `steps` of a plan, with no `upstream`.
+            step: As in `steps` of a plan, with no `upstream`. Its `reference` is kept in the journal, see `read_run`.
             container: Its container, as in `containers`; it always starts cold.
 
         Returns:

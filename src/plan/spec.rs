@@ -62,6 +62,10 @@ pub struct StepSpec {
     /// Run time of this step in earlier runs, for the order of ready steps.
     #[serde(default)]
     pub expected_seconds: Option<f64>,
+    /// What the host knows a request for this step by: kept in the run's journal for whoever goes on with it, and used for
+    /// nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
 }
 
 /// Resources; 0 asks for nothing in particular and is never a limit.

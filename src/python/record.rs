@@ -8,8 +8,9 @@ use serde::Serialize;
 
 use super::errors::engine_error;
 use crate::event::{RunEvent, RunSummary};
-use crate::runner::journal::{self, FILE_NAME, JournalError};
+use crate::runner::journal::{self, Entry, FILE_NAME, JournalError};
 use crate::runner::replay::replay;
+use crate::schedule::Input;
 
 #[derive(Serialize)]
 struct Record {
@@ -19,7 +20,15 @@ struct Record {
     seconds: f64,
     steps: Vec<String>,
     events: Vec<RunEvent>,
+    requests: Vec<Request>,
     summary: Option<RunSummary>,
+}
+
+/// A step that the run's leader asked for.
+#[derive(Serialize)]
+struct Request {
+    step: String,
+    reference: Option<String>,
 }
 
 /// See `_native.pyi`.
@@ -46,9 +55,19 @@ pub(super) fn read_run(py: Python<'_>, run_directory: PathBuf) -> PyResult<Optio
             seconds: replayed.at.as_secs_f64(),
             steps: replayed.plan.steps.iter().map(|step| step.name.to_string()).collect(),
             events: replayed.events,
+            requests: requests_in(recorded.entries),
             summary: replayed.summary,
         }))
     });
     let record = record.map_err(|why: String| engine_error(py, format!("{}: {why}.", path.display())))?;
     record.map(|record| Ok(pythonize(py, &record)?)).transpose()
+}
+
+/// Every request, a step's further attempts included, in order.
+fn requests_in(entries: Vec<Entry>) -> Vec<Request> {
+    let request = |entry: Entry| match entry.input {
+        Input::StepRequested { spec } => Some(Request { step: spec.name, reference: spec.reference }),
+        _ => None,
+    };
+    entries.into_iter().filter_map(request).collect()
 }

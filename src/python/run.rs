@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pyo3::prelude::*;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::engine::DockerEngine;
 use super::errors::{docker_error, engine_error, from_python, plan_error};
@@ -71,12 +71,12 @@ impl Made {
     fn new(
         py: Python<'_>,
         engine: &DockerEngine,
-        plan: &Plan,
+        (plan, planned): (&Plan, usize),
         admission: &Admission,
         containers: &Bound<'_, PyAny>,
         component: &str,
     ) -> PyResult<Self> {
-        let specs = specs_of(plan, containers).map_err(|error| plan_error(py, &error))?;
+        let specs = specs_of(plan, planned, containers).map_err(|error| plan_error(py, &error))?;
         let identity = RunIdentity {
             run_id: plan.run_id.clone(),
             pipeline: plan.pipeline.clone(),
@@ -110,7 +110,7 @@ impl DockerRun {
         let plan = Plan::new(spec.clone()).map_err(|error| plan_error(py, &error))?;
         let capacity = engine.engine.info().capacity();
         let admission = Admission::new(&plan, capacity).map_err(|error| plan_error(py, &error))?;
-        let made = Made::new(py, engine, &plan, &admission, containers, component)?;
+        let made = Made::new(py, engine, (&plan, plan.len()), &admission, containers, component)?;
         let prepare = made.executor.can_prepare();
         #[expect(clippy::disallowed_methods, reason = "when the run began, for people")]
         let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -136,7 +136,8 @@ impl DockerRun {
         let bytes = std::fs::read(&path).map_err(|error| unusable(error.to_string()))?;
         let recorded = journal::parse(&bytes).map_err(|error| unusable(error.to_string()))?;
         let left = replay(&recorded).map_err(|error| unusable(error.to_string()))?;
-        let made = Made::new(py, engine, &left.plan, &left.admission, containers, component)?;
+        let planned = recorded.header.plan.steps.len();
+        let made = Made::new(py, engine, (&left.plan, planned), &left.admission, containers, component)?;
         let run = Run {
             plan: left.plan,
             admission: left.admission,
@@ -240,8 +241,11 @@ impl DockerRun {
         let container: ContainerSpec = from_python(container, "container").map_err(|error| plan_error(py, &error))?;
         let (_, _, warning) = self.admission.measure(step.clone()).map_err(|error| plan_error(py, &error))?;
         self.executor.describe(&step.name, container).map_err(|error| docker_error(py, &error))?;
+        let (recorded, mut is_recorded) = watch::channel(false);
         // Fails only when the run is over.
-        let _ = self.orders.send(Order::Request(step));
+        let _ = self.orders.send(Order::Request(step, recorded));
+        // Whoever goes on with the run must know of what its leader was told.
+        self.host.wait(py, async move { drop(is_recorded.wait_for(|recorded| *recorded).await) })?;
         Ok(warning.map(|warning| format!("Step `{}` {}.", warning.step, warning.message)))
     }
 
@@ -270,15 +274,20 @@ impl DockerRun {
     }
 }
 
-/// The container of every step; one that is described for no step is a mistake, too.
-fn specs_of(plan: &Plan, containers: &Bound<'_, PyAny>) -> Result<BTreeMap<String, ContainerSpec>, PlanError> {
+/// The container of every step that was planned; one that is described for no step is a mistake, too. Of the steps that came
+/// later some may be over, and nobody knows theirs any more.
+fn specs_of(
+    plan: &Plan,
+    planned: usize,
+    containers: &Bound<'_, PyAny>,
+) -> Result<BTreeMap<String, ContainerSpec>, PlanError> {
     let specs: BTreeMap<String, ContainerSpec> = from_python(containers, "containers")?;
     let wrong = |step: &str, message: &str| PlanError {
         step: Some(step.to_owned()),
         field: format!("containers.{step}"),
         message: message.to_owned(),
     };
-    if let Some(step) = plan.steps.iter().find(|step| !specs.contains_key(&*step.name)) {
+    if let Some(step) = plan.steps.iter().take(planned).find(|step| !specs.contains_key(&*step.name)) {
         return Err(wrong(&step.name, "no container is described for it"));
     }
     if let Some(step) = specs.keys().find(|name| !plan.steps.iter().any(|step| *step.name == **name)) {

@@ -49,12 +49,12 @@ pub struct Run {
 }
 
 /// What the host of a run may want of it. Where a host only ever cancels, a [`CancelReason`] will do.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub enum Order {
     /// Ends the run early.
     Cancel(CancelReason),
-    /// Runs a step that the leader asked for, see [`Input::StepRequested`].
-    Request(StepSpec),
+    /// Runs a step that the leader asked for, see [`Input::StepRequested`]. Set once the request is on record, or will never be.
+    Request(StepSpec, watch::Sender<bool>),
     /// Stops a step, by name, that the leader asked for.
     Drop(String),
 }
@@ -144,7 +144,7 @@ struct Driver<E> {
     ledger: Option<Ledger>,
     journal_fails_since: Option<Instant>,
     journal_retry_at: Option<Instant>,
-    /// Attempts whose end is not in the journal yet.
+    /// Who waits for something that is not in the journal yet: the end of an attempt, a request.
     unrecorded: Vec<watch::Sender<bool>>,
 }
 
@@ -312,7 +312,10 @@ impl<E: Executor> Driver<E> {
                 self.abandoned |= reason == CancelReason::Abandon;
                 self.feed(Input::Cancel { reason });
             }
-            Order::Request(spec) => self.feed(Input::StepRequested { spec }),
+            Order::Request(spec, recorded) => {
+                self.unrecorded.push(recorded);
+                self.feed(Input::StepRequested { spec });
+            }
             Order::Drop(name) => {
                 if let Some(step) = self.scheduler.plan().position(&name) {
                     self.feed(Input::StepDropped { step });

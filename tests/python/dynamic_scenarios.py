@@ -139,6 +139,24 @@ def retried() -> None:
     follows()
 
 
+@step(runtime="isolated")
+def gated() -> int:
+    _leave("gated-began")
+    while not Path("/scratch/gate").exists():
+        time.sleep(0.1)
+    with Path("/scratch/gated").open("a") as file:
+        file.write("y")
+    return 1
+
+
+@pipeline(dynamic=True, enable_cache=False, settings=SETTINGS)
+def outlived() -> None:
+    counted()
+    waiting = gated.submit()
+    waiting.result()
+    follows()
+
+
 def _asks(request: bytes) -> str:
     with socket.socket(socket.AF_UNIX) as line:
         line.settimeout(60)

@@ -1,5 +1,6 @@
 """Pipelines that the tests run as a user would: `python scenarios.py NAME`. Copied into a folder of its own."""
 
+import atexit
 import json
 import os
 import signal
@@ -73,6 +74,21 @@ def usual(value: int) -> int:
 def lingers() -> int:
     _leave("lingering")
     time.sleep(5)
+    return 1
+
+
+@step(settings={"orchestrator": {"warm_start": False}})
+def ends_slowly() -> int:
+    # After ZenML knows that the step completed.
+    atexit.register(time.sleep, 10)
+    return 1
+
+
+@step
+def waits() -> int:
+    _leave("waits")
+    while not Path("/scratch/open").exists():
+        time.sleep(0.1)
     return 1
 
 
@@ -159,6 +175,17 @@ def single() -> None:
 @pipeline(enable_cache=False, settings=SETTINGS)
 def lingering() -> None:
     usual(lingers())
+
+
+@pipeline(enable_cache=False, settings=SETTINGS)
+def reported() -> None:
+    ends_slowly()
+
+
+@pipeline(enable_cache=False, settings=SETTINGS)
+def half_failed() -> None:
+    fails()
+    usual(waits())
 
 
 @pipeline(enable_cache=False, settings=SETTINGS)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from step_engine.errors import PlanError
 
 import orchestrator.control as host
 from orchestrator.container import control as container
-from orchestrator.control import ControlServer, RefusedError
+from orchestrator.control import ControlServer, RefusedError, secret_digest
 from orchestrator.dynamic import DynamicSession
 from orchestrator.dynamic_publishing import DynamicRunPublisher
 from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorSettings
@@ -65,7 +66,7 @@ def directory(tmp_path: Path, desk: FakeDesk, monkeypatch: pytest.MonkeyPatch) -
     tmp_path.chmod(0o700)
     monkeypatch.setenv(container.ENV_SOCKET, str(tmp_path / "control" / "socket"))
     monkeypatch.setenv(container.ENV_SECRET, SECRET)
-    with ControlServer(str(tmp_path), SECRET, desk, f"{os.getuid()}:{os.getgid()}"):
+    with ControlServer(str(tmp_path), [secret_digest(SECRET)], desk, f"{os.getuid()}:{os.getgid()}"):
         yield tmp_path
 
 
@@ -104,14 +105,14 @@ def test_the_socket_is_gone_after_the_run(tmp_path: Path, desk: FakeDesk) -> Non
     # What a killed owner left is no obstacle.
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / "control" / "socket"))
-    with ControlServer(str(tmp_path), SECRET, desk, None):
+    with ControlServer(str(tmp_path), [secret_digest(SECRET)], desk, None):
         assert (tmp_path / "control" / "socket").exists()
     assert not (tmp_path / "control" / "socket").exists()
 
 
 def test_a_container_of_another_user_gets_in_and_other_users_of_the_host_do_not(tmp_path: Path, desk: FakeDesk) -> None:
     tmp_path.chmod(0o700)
-    with ControlServer(str(tmp_path), SECRET, desk, "12345:54321"):
+    with ControlServer(str(tmp_path), [secret_digest(SECRET)], desk, "12345:54321"):
         entry = (tmp_path / "control" / "socket").stat()
         if os.getuid() == 0:
             assert (entry.st_uid, entry.st_gid, entry.st_mode & 0o777) == (12345, 54321, 0o600)
@@ -207,10 +208,21 @@ def test_a_path_longer_than_an_address_may_be(tmp_path: Path, desk: FakeDesk) ->
         pytest.skip("the way round is Linux's")
     directory = tmp_path / ("long" * 30)
     directory.mkdir()
-    with ControlServer(str(directory), SECRET, desk, None):
+    with ControlServer(str(directory), [secret_digest(SECRET)], desk, None):
         # A container has it at a short path.
         (tmp_path / "short").symlink_to(directory)
         assert ask(tmp_path / "short", plain())["ok"] is True
+
+
+def test_the_secret_of_a_former_owner_opens_it_too(tmp_path: Path, desk: FakeDesk) -> None:
+    with ControlServer(str(tmp_path), [secret_digest("former"), secret_digest(SECRET)], desk, None):
+        assert [ask(tmp_path, plain(secret=given))["ok"] for given in ("former", SECRET, "another")] == [
+            True,
+            True,
+            False,
+        ]
+    with ControlServer(str(tmp_path), [], desk, None):
+        assert ask(tmp_path, plain(secret=""))["ok"] is False
 
 
 def test_a_host_that_comes_back_is_waited_for(tmp_path: Path, desk: FakeDesk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +232,7 @@ def test_a_host_that_comes_back_is_waited_for(tmp_path: Path, desk: FakeDesk, mo
     asking = threading.Thread(target=lambda: answers.append(container.call("status", uuid4())))
     asking.start()
     time.sleep(0.5)
-    with ControlServer(str(tmp_path), SECRET, desk, None):
+    with ControlServer(str(tmp_path), [secret_digest(SECRET)], desk, None):
         asking.join(20)
     assert answers == ["completed"]
     monkeypatch.setattr(container, "_PATIENCE_SECONDS", 0.1)
@@ -336,6 +348,7 @@ class FakeRun:
 
     def __init__(self) -> None:
         self.requested: list[str] = []
+        self.references: list[str] = []
         self.dropped: list[str] = []
         self.error: Exception | None = None
 
@@ -343,6 +356,7 @@ class FakeRun:
         if self.error:
             raise self.error
         self.requested.append(step["name"])
+        self.references.append(step["reference"])
 
     def drop_step(self, step: str) -> None:
         self.dropped.append(step)
@@ -355,7 +369,7 @@ class Session(DynamicSession):
         self._run = run  # pyright: ignore
         self._run_id = uuid4()
         self._submitting, self._changed = threading.Lock(), threading.Condition()
-        self._states, self._newest, self._again, self._over, self._name_of = {}, {}, set(), set(), {}
+        self._states, self._attempts, self._retries, self._over, self._name_of = {}, {}, Counter(), set(), {}
 
     def _row(self, step_run_id: UUID, invocation_id: str) -> Any:
         return SimpleNamespace(id=step_run_id, name=invocation_id, pipeline_run_id=self._run_id)
@@ -375,14 +389,14 @@ def session(run: FakeRun, monkeypatch: pytest.MonkeyPatch) -> Session:
     return Session(run)
 
 
-def ended(kind: str, step: str = "a") -> dict[str, Any]:
-    return {"kind": "attempt_ended", "step": step, "outcome": {"kind": kind}}
+def ended(kind: str, step: str = "a", attempt: int = 1) -> dict[str, Any]:
+    return {"kind": "attempt_ended", "step": step, "attempt": attempt, "outcome": {"kind": kind}}
 
 
 def test_a_step_run_is_followed_to_its_end(session: Session, run: FakeRun) -> None:
     step_run_id = uuid4()
     assert session.submit(step_run_id, "a") == "provisioning"
-    session.handle({"kind": "attempt_started", "step": "a"})
+    session.handle({"kind": "attempt_started", "step": "a", "attempt": 1})
     assert session.status(step_run_id, 0) == "running"
     threading.Timer(0.2, lambda: session.handle(ended("completed"))).start()
     assert session.status(step_run_id, 20) == "completed"
@@ -415,7 +429,7 @@ def test_a_retry_is_another_step_run_of_the_same_step(session: Session, run: Fak
     session.handle(ended("exited"))
     session.handle({"kind": "retry_scheduled", "step": "a"})
     assert session.submit(second, "a") == "provisioning"
-    session.handle(ended("completed"))
+    session.handle(ended("completed", attempt=2))
     assert (session.status(first, 0), session.status(second, 0)) == ("failed", "completed")
     assert run.requested == ["a", "a"]
     session.handle({"kind": "step_finished", "step": "a", "status": "completed"})
@@ -469,6 +483,41 @@ def test_a_stop_reaches_the_step_and_no_other(session: Session, run: FakeRun) ->
     assert run.dropped == ["b"]
     with pytest.raises(RefusedError, match="none that this run has submitted"):
         session.stop(uuid4())
+
+
+def test_another_owner_knows_what_the_first_one_was_asked_for(
+    session: Session, run: FakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.dynamic._STILL_ENDING_SECONDS", 0.1)
+    done, failed, again, running, queued = (uuid4() for _ in range(5))
+    for step_run_id, name in ((done, "a"), (failed, "b"), (running, "c"), (queued, "d/with/slashes")):
+        session.submit(step_run_id, name)
+    events = [
+        {"kind": "attempt_started", "step": "a", "attempt": 1},
+        ended("completed"),
+        {"kind": "step_finished", "step": "a", "status": "completed"},
+        ended("exited", "b"),
+        {"kind": "retry_scheduled", "step": "b", "attempt": 2},
+        {"kind": "attempt_started", "step": "c", "attempt": 1},
+    ]
+    requests = [{"step": name, "reference": text} for name, text in zip(run.requested, run.references, strict=True)]
+    heir_run = FakeRun()
+    heir = Session(heir_run)
+    heir._run_id = session._run_id
+    # Told twice, as to an owner that finds out that there was another one before it.
+    heir.recall({"events": events[:2], "requests": requests[:2]})
+    heir.recall({"events": events, "requests": requests})
+    states = {name: heir.status(one, 0) for name, one in zip("abcd", (done, failed, running, queued), strict=True)}
+    assert states == {"a": "completed", "b": "failed", "c": "running", "d": "provisioning"}
+    assert [heir.step_run_of(name) for name in ("b", "d/with/slashes", LEADER)] == [failed, queued, None]
+    # Asked again, because the first owner died before it answered: nothing starts twice.
+    assert heir.submit(running, "c") == "running"
+    assert heir_run.requested == []
+    assert heir.submit(again, "b") == "provisioning"
+    assert heir_run.requested == ["b"]
+    for name in ("a", "c"):
+        with pytest.raises(RefusedError, match="runs already, or has ended for good"):
+            heir.submit(uuid4(), name)
 
 
 # What becomes of the orchestration.

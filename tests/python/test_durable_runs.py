@@ -74,8 +74,63 @@ def test_a_run_whose_owner_died_can_be_given_up(project: Project, until: Callabl
     project.zenml("pipeline", "runs", "stop", run_id, "-y", folder=tmp_path)
     run = project.ended("interrupted")
     assert (run.status, run.attempts, run.containers) == ("stopped", {"sleeps": ["stopped"]}, [])
+    # As if it had been stopped from another machine, where nobody knows its folder.
+    (run.log_directory / "given-up").unlink()
+    label = f"--label=step-engine.run={run_id}"
+    subprocess.run(
+        ["docker", "create", label, project.environment["TEST_IMAGE"], "true"], check=True, capture_output=True
+    )
     code, output = project.step_engine("resume", run_id, folder=tmp_path)
     assert code == 1
     assert "has ended (stopped)" in output
+    assert project.ended("interrupted").containers == []
+    assert (run.log_directory / "given-up").exists()
     code, output = project.step_engine("runs", folder=tmp_path)
     assert [line for line in output.splitlines() if run_id in line and "stopped" in line]
+
+
+def test_a_run_that_was_over_when_its_owner_died_is_brought_to_its_end(
+    project: Project, until: Callable[..., None], tmp_path: Path
+) -> None:
+    """The container's end is what the owner waited for, and it died before it came."""
+    process = project.start("reported")
+    until(lambda: "ends_slowly" in _attempts(project, "reported"), "the step to begin", 300)
+    until(lambda: project.ended("reported").status == "completed", "ZenML to know")
+    process.kill()
+    process.wait()
+    run_id = str(project.ended("reported").run.id)
+    assert project.ended("reported").containers
+    code, output = project.step_engine("resume", run_id, folder=tmp_path)
+    assert code == 0, output
+    run = project.ended("reported")
+    assert (run.status, run.attempts, run.containers) == ("completed", {"ends_slowly": ["completed"]}, [])
+    code, output = project.step_engine("resume", run_id, folder=tmp_path)
+    assert (code, "has ended (completed)" in output) == (1, True), output
+
+
+def test_what_did_not_fail_of_a_failed_run_is_gone_on_with(
+    project: Project, until: Callable[..., None], tmp_path: Path
+) -> None:
+    """ZenML calls the run failed as soon as one step has, while the others go on."""
+    for name in ("waits", "open"):
+        (project.scratch / name).unlink(missing_ok=True)
+    process = project.start("half_failed")
+    until(lambda: _attempts(project, "half_failed").get("fails") == ["failed"], "the step to fail", 300)
+    until((project.scratch / "waits").exists, "the other step to run")
+    process.kill()
+    process.wait()
+    assert project.ended("half_failed").status == "failed"
+    (project.scratch / "open").touch()
+    code, output = project.step_engine("resume", str(project.ended("half_failed").run.id), folder=tmp_path)
+    run = project.ended("half_failed")
+    assert (code, run.status, run.containers) == (1, "failed", []), output
+    assert run.attempts == {"fails": ["failed"], "waits": ["completed"], "usual": ["completed"]}, output
+    assert "Step `fails` failed: exit code 1" in output
+
+
+def _attempts(project: Project, pipeline: str) -> dict[str, list[str]]:
+    try:
+        return project.ended(pipeline).attempts
+    except IndexError:
+        # The run is not there yet.
+        return {}

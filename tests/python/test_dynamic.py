@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -117,6 +120,87 @@ def test_zenmls_retry_goes_on_with_a_failed_run(project: Project) -> None:
     # What the first owner left is still there, the logs of the second one beside it.
     assert list(again.log_directory.glob("earlier-1/counted.1.log"))
     assert (again.log_directory / "follows.1.log").exists()
+
+
+def _outlived(project: Project, until: Callable[..., None]) -> str:
+    """Begins a run, kills its owner while an isolated step waits for the gate, and returns the run's id."""
+    for name in ("counted", "gated", "gated-began", "gate"):
+        (project.scratch / name).unlink(missing_ok=True)
+    process = project.start("outlived", module=MODULE)
+    marker = project.scratch / "gated-began"
+    until(lambda: marker.exists() or process.poll() is not None, "the isolated step", 120)
+    process.kill()
+    process.communicate()
+    return str(project.ended("outlived").run.id)
+
+
+def _went_on(project: Project, output: str) -> None:
+    run = project.ended("outlived")
+    assert (run.status, run.containers) == ("completed", []), output
+    assert run.attempts == {name: ["completed"] for name in ("counted", "gated", "follows")}
+    assert [(project.scratch / name).read_text() for name in ("counted", "gated")] == ["x", "y"], "each ran once"
+    record = read_run(str(run.log_directory))
+    assert record is not None
+    assert record["summary"]["status"] == "completed"
+    assert [request["step"] for request in record["requests"]] == ["counted", "gated", "follows"]
+    # No secret of the control socket stands in a file.
+    for path in run.log_directory.iterdir():
+        assert not path.is_file() or b"CONTROL_SECRET" not in path.read_bytes(), path
+
+
+@everywhere
+def test_a_run_whose_owner_died_is_gone_on_with(project: Project, until: Callable[..., None], tmp_path: Path) -> None:
+    run_id = _outlived(project, until)
+    project.zenml("pipeline", "runs", "refresh", run_id, folder=tmp_path)
+    assert project.ended("outlived").status == "running"
+    # Other settings than it began with: somebody who can write ZenML's store could ask for anything.
+    project.zenml("orchestrator", "update", "my_docker_orchestrator", "--shm_size=64m")
+    code, output = project.step_engine("resume", run_id, folder=tmp_path)
+    assert (code, "are not those that it began with" in output) == (1, True), output
+    project.zenml("orchestrator", "remove-attribute", "my_docker_orchestrator", "shm_size")
+    # The step ends while nobody drives the run.
+    (project.scratch / "gate").touch()
+    until(lambda: project.ended("outlived").attempts.get("gated") == ["completed"], "the isolated step to end")
+    code, output = project.step_engine("resume", run_id, folder=tmp_path)
+    assert code == 0, output
+    _went_on(project, output)
+    code, output = project.step_engine("resume", run_id, folder=tmp_path)
+    assert (code, "has ended (completed)" in output) == (1, True), output
+
+
+def test_a_run_whose_owner_and_orchestration_died_is_gone_on_with(
+    project: Project, until: Callable[..., None], tmp_path: Path
+) -> None:
+    run_id = _outlived(project, until)
+    orchestrations = subprocess.run(
+        [
+            "docker",
+            "ps",
+            "-q",
+            "--filter",
+            f"label=step-engine.run={run_id}",
+            "--filter",
+            "label=step-engine.step=orchestration",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    subprocess.run(["docker", "kill", *orchestrations], check=True, capture_output=True)
+    resuming = subprocess.Popen(
+        [str(Path(sys.executable).parent / "step-engine"), "resume", run_id],
+        cwd=tmp_path,
+        env=project.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    until((project.ended("outlived").log_directory / "orchestration.2.log").exists, "the orchestration")
+    (project.scratch / "gate").touch()
+    output, _ = resuming.communicate(timeout=300)
+    assert resuming.returncode == 0, output
+    # It has a secret of its own, and the step that went on has not.
+    _went_on(project, output)
 
 
 def test_what_was_not_said_before_the_run_is_refused(project: Project) -> None:

@@ -7,8 +7,8 @@ use step_engine::event::{RunEvent, RunStatus, StepStatus};
 use step_engine::runner::journal::{FILE_NAME, parse};
 use step_engine::runner::replay::replay;
 use step_engine::runner::{Notice, Order, RunOver, drive, notices};
-use step_engine::schedule::{CancelReason, Verdict};
-use tokio::sync::mpsc;
+use step_engine::schedule::{CancelReason, Input, Verdict};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::host::{exiting, lasting, simulated, stage};
@@ -16,7 +16,13 @@ use super::host::{exiting, lasting, simulated, stage};
 const LED: &str = r#"{"leader": "lead", "max_parallelism": 1, "steps": [{"name": "lead"}]}"#;
 
 fn request(step: &str) -> Order {
-    Order::Request(serde_json::from_str(step).unwrap())
+    recorded_request(step).0
+}
+
+/// A request, and what is set once it is on record.
+fn recorded_request(step: &str) -> (Order, watch::Receiver<bool>) {
+    let (recorded, is_recorded) = watch::channel(false);
+    (Order::Request(serde_json::from_str(step).unwrap(), recorded), is_recorded)
 }
 
 #[tokio::test(start_paused = true)]
@@ -96,4 +102,32 @@ async fn a_stop_ends_the_leader_and_what_it_asked_for() {
     let summary = driving.await.unwrap();
     assert_eq!(summary.status, RunStatus::Stopped);
     assert!(summary.steps.iter().all(|(_, status)| *status == StepStatus::Stopped), "{summary:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_told_to_be_on_record_when_the_journal_has_it_and_not_before() {
+    let directory = std::env::temp_dir().join(format!("step-engine-growing-recorded-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&directory);
+    let run = stage(LED).with_journal(&directory, LED).run;
+    let executor = simulated([("lead", vec![lasting(100)]), ("a", vec![lasting(5)])]);
+    let (sender, _receiver) = notices();
+    let (orders, inbox) = mpsc::unbounded_channel();
+    let driving = tokio::spawn(drive(run, executor, inbox, sender));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (order, mut is_recorded) = recorded_request(r#"{"name": "a", "reference": "the host's own"}"#);
+    orders.send(order).unwrap();
+    assert!(!*is_recorded.borrow());
+    is_recorded.wait_for(|recorded| *recorded).await.unwrap();
+    let recorded = parse(&std::fs::read(directory.join(FILE_NAME)).unwrap()).unwrap();
+    let of_requests = recorded.entries.into_iter().filter_map(|entry| match entry.input {
+        Input::StepRequested { spec } => spec.reference,
+        _ => None,
+    });
+    assert_eq!(of_requests.collect::<Vec<_>>(), ["the host's own"]);
+    driving.await.unwrap();
+    // The run is over: whoever waits is not left waiting.
+    let (order, mut is_recorded) = recorded_request(r#"{"name": "b"}"#);
+    assert!(orders.send(order).is_err());
+    assert!(is_recorded.wait_for(|recorded| *recorded).await.is_err());
+    std::fs::remove_dir_all(directory).unwrap();
 }

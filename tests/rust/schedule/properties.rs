@@ -73,6 +73,7 @@ fn step_spec(at: usize, demanding: bool) -> impl Strategy<Value = StepSpec> {
                 timeout_seconds,
                 stop_grace_seconds: Some(0.02),
                 expected_seconds,
+                reference: None,
             }
         })
 }
