@@ -162,6 +162,15 @@ class Bench:
         finally:
             self._call("POST", "policies", {"enforce": False})
 
+    @contextlib.contextmanager
+    def short_sessions(self, seconds: float) -> Iterator[None]:
+        """Lets credentials of roles that are assumed meanwhile end after so long, which AWS does not below 15 minutes."""
+        self._call("POST", "sessions", {"seconds": seconds})
+        try:
+            yield
+        finally:
+            self._call("POST", "sessions", {"seconds": None})
+
     def stop_task(
         self, task_arn: str, code: str = "SpotInterruption", reason: str = "Your Spot Task was interrupted."
     ) -> None:
@@ -181,6 +190,7 @@ class Bench:
         self.clear_faults()
         self.reset_calls()
         self._call("POST", "policies", {"enforce": False})
+        self._call("POST", "sessions", {"seconds": None})
 
     # Things that many tests need.
 

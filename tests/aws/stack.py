@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from bench_client import Bench
+from bench_client import REGION, Bench
 from conftest import IMAGE, Prerequisites
 from zenml_server import ZenmlServer
 
@@ -39,7 +39,8 @@ for name, value in {
 def zenml_server(tmp_path_factory: pytest.TempPathFactory, bench_server: Bench) -> Iterator[ZenmlServer]:
     """A ZenML server with passwords in a process of its own; tasks share this host's network.
 
-    It makes the credentials of service connectors, so it must find the bench; it has none of its own.
+    It makes the credentials of service connectors, so it must find the bench; it has none of its own. Its region is that of
+    the checks for which ZenML's connector does not use the one it was given (method `iam-role`).
     """
     folder = tmp_path_factory.mktemp("server")
     (folder / "test").mkdir()
@@ -50,6 +51,7 @@ def zenml_server(tmp_path_factory: pytest.TempPathFactory, bench_server: Bench) 
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("AWS_")},
         "AWS_ENDPOINT_URL": bench_server.endpoint,
+        "AWS_DEFAULT_REGION": REGION,
     }
     server = ZenmlServer(folder, "127.0.0.1", port, environment)
     try:

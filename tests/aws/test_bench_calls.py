@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
+from datetime import datetime, timezone
 
 import botocore.exceptions
 import pytest
@@ -64,6 +66,17 @@ def test_credentials_expire(bench: Bench) -> None:
     bench.expire(old)
     assert code_of(bench.client("ecs", old).list_clusters) == "ExpiredTokenException"
     bench.client("ecs", new).list_clusters()
+
+
+def test_credentials_of_a_role_end(bench: Bench, prerequisites: Prerequisites) -> None:
+    with bench.short_sessions(2):
+        given = bench.client("sts").assume_role(RoleArn=prerequisites.task_role, RoleSessionName="short")["Credentials"]
+    assert 0 < (given["Expiration"] - datetime.now(timezone.utc)).total_seconds() <= 2
+    role = Credentials(given["AccessKeyId"], given["SecretAccessKey"], given["SessionToken"])
+    bench.client("ecs", role).list_clusters()
+    time.sleep(2.1)
+    assert code_of(bench.client("ecs", role).list_clusters) == "ExpiredTokenException"
+    assert code_of(bench.client("s3", role).list_buckets) == "ExpiredToken"
 
 
 def test_want_of_capacity_is_an_error_of_the_state(bench: Bench, prerequisites: Prerequisites) -> None:

@@ -12,6 +12,9 @@ import pytest
 from bench_client import Bench
 from stack import Project
 
+SESSION_SECONDS = 40.0
+"""Longer than the pause between two renewals."""
+
 
 @pytest.mark.parametrize(
     ("action", "calls"),
@@ -157,3 +160,27 @@ def test_the_service_connector_gives_the_credentials(aws_project: Project, bench
         aws_project.zenml("artifact-store", "disconnect", f"s3_{aws_project.name}")
     everything = json.dumps(bench.dump(), default=str)
     assert key.secret_key not in everything
+
+
+def test_credentials_of_a_connector_that_end_during_the_watch(aws_project: Project, bench: Bench) -> None:
+    """A role's, which the connector assumes: the watch has new ones before the old ones end, several times."""
+    key = bench.user([{"Effect": "Allow", "Action": "*", "Resource": "*"}])
+    aws_project.zenml(
+        *["service-connector", "register", "aws_short", "--type", "aws", "--auth-method", "iam-role"],
+        *["--region=us-east-1", f"--aws_access_key_id={key.access_key}", f"--aws_secret_access_key={key.secret_key}"],
+        *[f"--role_arn={aws_project.given.task_role}", "--no-verify"],
+        # ZenML counts credentials as ended five minutes before they do, unless told otherwise.
+        "--expires-skew-tolerance=1",
+    )
+    aws_project.zenml("orchestrator", "connect", f"sf_{aws_project.name}", "--connector", "aws_short", "--no-verify")
+    try:
+        bench.reset_calls()
+        with bench.short_sessions(SESSION_SECONDS):
+            process, seen = started(aws_project, "renewed", SLOW_SECONDS=str(1.5 * SESSION_SECONDS))
+            output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, seen + output
+        assert aws_project.newest("renewed").status.value == "completed"
+        assert bench.calls()["sts:AssumeRole"] >= 3
+        assert "slow ends" in output, "its log was streamed to its end"
+    finally:
+        aws_project.zenml("orchestrator", "disconnect", f"sf_{aws_project.name}")

@@ -9,6 +9,7 @@ import boto3
 from botocore.config import Config
 from moto.sts.models import sts_backends
 
+from aws_bench import sessions
 from aws_bench.settings import SERVICE_AGENT, SETTINGS
 
 # Making a session is not thread safe in botocore.
@@ -27,7 +28,8 @@ def role_credentials(role_arn: str, session: str, region: str) -> dict[str, str]
         Access key id, secret access key and session token, under boto3's names.
     """
     account = role_arn.split(":")[4]
-    role = sts_backends[account]["aws"].assume_role(region, session[:64], role_arn, None, 3600, None)
+    backend = sts_backends[account]["aws"]
+    role = sessions.assume_for_service(backend, region, session[:64], role_arn, "", 3600, "")
     return {
         "aws_access_key_id": role.access_key_id,
         "aws_secret_access_key": role.secret_access_key,

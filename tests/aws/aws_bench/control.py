@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 from botocore.exceptions import ClientError
 
-from aws_bench import dump, ecs_api, evaluator, policies, requirements, scheduling, wire
+from aws_bench import dump, ecs_api, evaluator, policies, requirements, scheduling, sessions, wire
 from aws_bench.calls import REGISTER
 from aws_bench.clients import role_credentials
 from aws_bench.settings import SETTINGS
@@ -45,6 +45,9 @@ def answer(environ: dict[str, Any]) -> tuple[int, Any]:
         return 200, {"id": REGISTER.add(body)}
     if what == "policies":
         policies.enforce(body["enforce"])
+        return 200, {}
+    if what == "sessions":
+        sessions.limit(body["seconds"])
         return 200, {}
     if what == "stop-task":
         task = ecs_api.find_task(body["task"])

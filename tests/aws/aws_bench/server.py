@@ -12,7 +12,7 @@ from typing import Any
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
-from aws_bench import control, policies, wire
+from aws_bench import control, policies, sessions, wire
 from aws_bench.calls import REGISTER, Fault
 from aws_bench.settings import SETTINGS
 
@@ -43,7 +43,7 @@ def application(environ: dict[str, Any], start_response: StartResponse) -> Itera
         answer = _fail(call, fault)
         if answer is not None:
             return _send(start_response, *answer)
-    refused = policies.check(call)
+    refused = sessions.check(call) or policies.check(call)
     if refused is not None:
         return _send(start_response, *refused)
     if call.name in control.OWN_CALLS:

@@ -74,6 +74,7 @@ def second_time(values: list[int]) -> int:
 def slow(values: list[int]) -> int:
     print("slow begins", flush=True)
     time.sleep(float(os.environ.get("SLOW_SECONDS", "120")))
+    print("slow ends", flush=True)
     return 1
 
 
