@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -15,6 +16,7 @@ use super::logs::{AttemptLog, create_private_directory};
 use super::notice::{Judgement, Notice, NoticeSender};
 use super::replay::{InFlight, Replayed};
 use super::sink::{Message, Sink};
+use super::space;
 use super::{AttemptControl, AttemptSink, AttemptSpec, Executor, LeftAttempt, TakeOver};
 use crate::event::{Outcome, RunEvent, RunSummary};
 use crate::plan::{Admission, Plan, StepIndex, StepSpec};
@@ -23,8 +25,10 @@ use crate::schedule::{CancelReason, Effect, Input, ScheduleOptions, Scheduler, S
 /// How often unfinished log lines are looked at, while there are any; shown after a whole such time without a byte.
 const QUIET_LINE: Duration = Duration::from_millis(200);
 /// Effects wait so long for a journal that cannot be written, such as on a full disk; tried again that often.
-const JOURNAL_LIMIT: Duration = Duration::from_secs(10);
+const JOURNAL_LIMIT: Duration = Duration::from_secs(60);
 const JOURNAL_RETRY: Duration = Duration::from_millis(500);
+/// Logs of attempts that are over and for which there was no room wait in memory for it, the newest so many of them.
+const LOGS_WITHOUT_ROOM: usize = 16;
 /// Cleanup of attempts whose outcome is known is waited for so long once every step has its final status.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(60);
 /// The same, for attempts that no kill ended.
@@ -137,8 +141,12 @@ struct Driver<E> {
     /// Time of the run at that moment: what a former owner has behind it.
     behind: Duration,
     wake_at: Option<Duration>,
-    /// When to look at unfinished log lines.
+    /// When to look at unfinished log lines, and at logs without room.
     look_at: Option<Instant>,
+    /// Logs of attempts that are over, oldest first, for which there was no room.
+    without_room: Vec<Arc<Sink>>,
+    /// Whether the host was told that there is none.
+    told_of_logs: Arc<AtomicBool>,
     abandoned: bool,
     summary: Option<RunSummary>,
     ledger: Option<Ledger>,
@@ -177,6 +185,8 @@ impl<E: Executor> Driver<E> {
             live: HashMap::new(),
             wake_at: None,
             look_at: None,
+            without_room: Vec::new(),
+            told_of_logs: Arc::default(),
             abandoned: false,
             summary: None,
             ledger: None,
@@ -216,6 +226,7 @@ impl<E: Executor> Driver<E> {
         // Nothing is recorded any more, and nobody waits for it.
         self.unrecorded.extend(self.live.values_mut().filter_map(|live| live.record.take()));
         self.tell_recorded();
+        self.warn_of_missing_logs();
         let limit = if summary.left_running.is_empty() { CLEANUP_LIMIT } else { GIVEN_UP_CLEANUP_LIMIT };
         if !self.abandoned {
             let cleaned_up = async {
@@ -245,6 +256,7 @@ impl<E: Executor> Driver<E> {
     fn begin(&mut self) {
         if let Some(directory) = &self.run.log_directory
             && let Err(error) = create_private_directory(directory)
+            && !space::is_full(&error)
         {
             let message = format!("the log directory {} cannot be created: {error}", directory.display());
             self.warn(message);
@@ -363,13 +375,15 @@ impl<E: Executor> Driver<E> {
             Some(error) => {
                 let now = Instant::now();
                 let since = *self.journal_fails_since.get_or_insert(now);
+                let complaint = ledger.complaint(&error);
                 if now - since >= JOURNAL_LIMIT {
                     self.carry_out(effects);
-                    return self.give_journal_up(&error.to_string());
+                    return self.give_journal_up(&complaint);
                 }
                 if since == now {
                     self.warn(format!(
-                        "the run's journal cannot be written: {error}; the run waits for it for a while"
+                        "the run waits for its journal, {} s at most: {complaint}",
+                        JOURNAL_LIMIT.as_secs()
                     ));
                 }
                 self.journal_retry_at = Some(now + JOURNAL_RETRY);
@@ -438,7 +452,8 @@ impl<E: Executor> Driver<E> {
     }
 
     fn live(&self, spec: &AttemptSpec, stopped: Option<StopForce>) -> (Live, AttemptControl) {
-        let sink = Sink::open(spec, self.run.log_directory.as_deref(), &self.messages, &self.notices);
+        let directory = self.run.log_directory.as_deref();
+        let sink = Sink::open(spec, directory, &self.messages, &self.notices, &self.told_of_logs);
         let (stop, record, control) = AttemptControl::recording();
         stop.send_replace(stopped);
         (Live { stop, record: Some(record), sink, over: false }, control)
@@ -472,7 +487,7 @@ impl<E: Executor> Driver<E> {
             Message::Started { step, attempt, details } => self.feed(Input::AttemptStarted { step, attempt, details }),
             Message::Over { step, attempt, outcome } => self.on_over(step, attempt, outcome),
             Message::Judged { step, attempt, verdict } => {
-                self.live.remove(&(step, attempt));
+                self.retire(step, attempt);
                 self.feed(Input::AttemptEnded { step, attempt, verdict });
             }
         }
@@ -485,7 +500,7 @@ impl<E: Executor> Driver<E> {
         }
         self.unrecorded.extend(live.record.take());
         if outcome.is_completed() {
-            self.live.remove(&(step, attempt));
+            self.retire(step, attempt);
             let verdict = Verdict { outcome, may_retry: false };
             self.feed(Input::AttemptEnded { step, attempt, verdict });
             return;
@@ -512,7 +527,30 @@ impl<E: Executor> Driver<E> {
 
     fn look_at_unfinished_lines(&mut self) {
         let unfinished = self.live.values().filter(|live| live.sink.show_quiet_lines()).count();
-        self.look_at = (unfinished > 0).then(|| Instant::now() + QUIET_LINE);
+        self.without_room.retain(|sink| sink.is_behind());
+        let again = unfinished > 0 || !self.without_room.is_empty();
+        self.look_at = again.then(|| Instant::now() + QUIET_LINE);
+    }
+
+    /// Forgets an attempt, but for a log that waits for room.
+    fn retire(&mut self, step: StepIndex, attempt: u32) {
+        let Some(live) = self.live.remove(&(step, attempt)).filter(|live| live.sink.is_behind()) else { return };
+        self.without_room.push(live.sink);
+        if let Some(at) = self.without_room.len().checked_sub(LOGS_WITHOUT_ROOM + 1) {
+            self.without_room[at].shed();
+        }
+        self.look_at.get_or_insert_with(|| Instant::now() + QUIET_LINE);
+    }
+
+    /// The last word on logs for which there was no room to the end.
+    fn warn_of_missing_logs(&self) {
+        let sinks = self.without_room.iter().chain(self.live.values().map(|live| &live.sink));
+        let behind = sinks.filter(|sink| sink.is_behind());
+        let (logs, bytes) = behind.fold((0_u32, 0), |(logs, bytes), sink| (logs + 1, bytes + sink.missing_bytes()));
+        if let Some(directory) = self.run.log_directory.as_ref().filter(|_| logs > 0) {
+            let directory = directory.display();
+            self.warn(format!("{logs} of the logs in {directory} lack {bytes} bytes for which there was no room"));
+        }
     }
 
     fn name(&self, step: StepIndex) -> String {

@@ -158,19 +158,26 @@ impl Journal {
     /// Begins a journal, readable by its owner only. One that is there already is not touched.
     ///
     /// # Errors
-    /// The file exists or cannot be written.
+    /// The file exists or cannot be written; then there is none, so that it may be tried again.
     pub fn create(path: &Path, header: &Header) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.create_new(true).write(true);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let mut journal = Self { file: options.open(path)?, whole_bytes: 0, torn: false };
-        journal.write(&line(header)?, true)?;
+        let journal = Self { file: options.open(path)?, whole_bytes: 0, torn: false };
+        journal.begun(path, header).inspect_err(|_| {
+            // Without its first line it would say that nothing of the run was started.
+            let _ = std::fs::remove_file(path);
+        })
+    }
+
+    fn begun(mut self, path: &Path, header: &Header) -> io::Result<Self> {
+        self.write(&line(header)?, true)?;
         if let Some(directory) = path.parent() {
             // Or the file's name could be lost with the machine.
             File::open(directory)?.sync_all()?;
         }
-        Ok(journal)
+        Ok(self)
     }
 
     /// Goes on with a journal and tells what it holds. What is torn is taken away.

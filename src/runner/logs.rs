@@ -1,13 +1,16 @@
 //! An attempt's log: the complete bytes in a file, readable lines for whoever watches, the tail for error messages.
 //!
-//! Watching never slows a step: when the watcher lags, lines are left out of the display and counted; the file is complete.
+//! Watching never slows a step: when the watcher lags, lines are left out of the display and counted; the file is complete,
+//! unless its disk was full for long: then it says how much it lacks.
 
 use std::collections::VecDeque;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::LogStream;
+use super::log_file::LogFile;
+use super::space;
 
 /// A longer line is shown in pieces of this many bytes.
 const MAX_LINE_BYTES: usize = 64 * 1024;
@@ -23,7 +26,7 @@ const TAIL_LINE_BYTES: usize = 2 * 1024;
 /// One attempt's log.
 #[derive(Debug)]
 pub struct AttemptLog {
-    file: Option<File>,
+    file: Option<LogFile>,
     partial: [Partial; 2],
     tail: VecDeque<String>,
     /// Bytes to come that were shown before.
@@ -42,12 +45,10 @@ struct Partial {
 impl AttemptLog {
     /// Opens the file, if there is to be one. A file that cannot be opened is reported and done without.
     pub fn open(path: Option<&Path>) -> (Self, Option<String>) {
-        let (file, warning) = match path.map(|path| (path, create_private(path))) {
+        let (file, warning) = match path.map(|path| (path, LogFile::open(path))) {
             None => (None, None),
             Some((_, Ok(file))) => (Some(file), None),
-            Some((path, Err(error))) => {
-                (None, Some(format!("the log file {} cannot be written: {error}", path.display())))
-            }
+            Some((path, Err(error))) => (None, Some(format!("the log file {}", space::unwritable(path, &error)))),
         };
         (Self { file, partial: Default::default(), tail: VecDeque::new(), shown_before: 0 }, warning)
     }
@@ -55,9 +56,9 @@ impl AttemptLog {
     /// All of the output comes again, at least so many bytes: the file begins anew, and as much as it had is not shown once
     /// more. False when the file has more than that, which is then kept.
     pub(super) fn restart(&mut self, bytes: u64) -> bool {
-        let Some(file) = &self.file else { return true };
-        let kept = file.metadata().map_or(0, |metadata| metadata.len());
-        if kept > bytes || file.set_len(0).is_err() {
+        let Some(file) = &mut self.file else { return true };
+        let kept = file.kept_bytes();
+        if kept > bytes || file.restart().is_err() {
             return false;
         }
         self.shown_before = kept;
@@ -82,15 +83,32 @@ impl AttemptLog {
         log.tail()
     }
 
-    /// Takes bytes; gives the lines that are complete now, and a warning when the file has to be given up.
-    pub fn push(&mut self, stream: LogStream, bytes: &[u8]) -> (String, Option<String>) {
-        let warning = self.write_file(bytes);
+    /// Takes bytes; gives the lines that are complete now, and the error with which the file falls behind.
+    pub fn push(&mut self, stream: LogStream, bytes: &[u8]) -> (String, Option<io::Error>) {
+        let error = self.file.as_mut().and_then(|file| file.append(bytes));
         let before = usize::try_from(self.shown_before).unwrap_or(usize::MAX).min(bytes.len());
         let (before, new) = bytes.split_at(before);
         self.shown_before -= before.len() as u64;
         // For the tail.
         drop(self.lines(stream, before));
-        (self.lines(stream, new), warning)
+        (self.lines(stream, new), error)
+    }
+
+    /// Writes what waited for room on the disk, if there is any. Whether something waits still.
+    pub(super) fn is_behind(&mut self) -> bool {
+        self.file.as_mut().is_some_and(|file| file.is_behind() && file.catch_up().is_err())
+    }
+
+    /// Keeps nothing that waits for room but how much it is.
+    pub(super) fn shed(&mut self) {
+        if let Some(file) = &mut self.file {
+            file.shed();
+        }
+    }
+
+    /// Bytes that the file lacks as it is now.
+    pub(super) fn missing_bytes(&self) -> u64 {
+        self.file.as_ref().map_or(0, LogFile::missing_bytes)
     }
 
     fn lines(&mut self, stream: LogStream, bytes: &[u8]) -> String {
@@ -176,12 +194,6 @@ impl AttemptLog {
         partial.quiet = false;
         partial.looks = 0;
     }
-
-    fn write_file(&mut self, bytes: &[u8]) -> Option<String> {
-        let error = self.file.as_mut()?.write_all(bytes).err()?;
-        self.file = None;
-        Some(format!("its log file ends here, the display goes on: {error}"))
-    }
 }
 
 fn slot(stream: LogStream) -> usize {
@@ -223,17 +235,17 @@ pub(super) fn create_private_directory(path: &Path) -> io::Result<()> {
     builder.create(path)
 }
 
-fn create_private(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.create(true).append(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::log_file::BACKLOG_BYTES;
     use super::*;
+
+    impl AttemptLog {
+        /// As if the file had had no room so far.
+        fn reopen(&mut self) {
+            self.file.as_mut().unwrap().forget_file();
+        }
+    }
 
     fn shown(pieces: &[&[u8]]) -> String {
         let (mut log, _) = AttemptLog::open(None);
@@ -325,16 +337,45 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_one_warning_and_the_display_goes_on() {
+    fn a_full_disk_is_told_once_and_the_display_goes_on() {
         let full = Path::new("/dev/full");
         if !full.exists() {
             return;
         }
         let (mut log, opening) = AttemptLog::open(Some(full));
         assert_eq!(opening, None);
-        let (shown, warning) = log.push(LogStream::Stdout, b"a\n");
-        assert!(warning.is_some_and(|w| w.contains("No space left")));
+        let (shown, error) = log.push(LogStream::Stdout, b"a\n");
+        assert!(error.is_some_and(|error| space::is_full(&error)));
         assert_eq!(shown, "a\n");
-        assert_eq!(log.push(LogStream::Stdout, b"b\n"), ("b\n".into(), None));
+        let (shown, error) = log.push(LogStream::Stdout, b"b\n");
+        assert!(shown == "b\n" && error.is_none() && log.is_behind());
+        assert_eq!(log.missing_bytes(), 4);
+    }
+
+    #[test]
+    fn what_had_no_room_is_written_later_and_what_was_too_much_is_counted() {
+        if !Path::new("/dev/full").exists() {
+            return;
+        }
+        let directory = std::env::temp_dir().join(format!("step-engine-log-room-{}", std::process::id()));
+        let path = directory.join("a.1.log");
+        fs::create_dir_all(&path).unwrap();
+        assert!(AttemptLog::open(Some(&path)).1.is_some(), "a directory is in the way for good");
+        fs::remove_dir(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+        let (mut log, _) = AttemptLog::open(Some(&path));
+        let block = vec![b'x'; BACKLOG_BYTES - 4];
+        log.push(LogStream::Stdout, b"one\n");
+        log.push(LogStream::Stdout, &block);
+        log.push(LogStream::Stdout, b"lost\n");
+        assert!(log.is_behind());
+        // Room again: the next write goes to a file.
+        fs::remove_file(&path).unwrap();
+        log.reopen();
+        log.push(LogStream::Stdout, b"end\n");
+        assert!(!log.is_behind());
+        let note = b"\n[step-engine: 5 bytes could not be kept, there was no room]\n".to_vec();
+        assert_eq!(fs::read(&path).unwrap(), [b"one\n".to_vec(), block, note, b"end\n".to_vec()].concat());
+        fs::remove_dir_all(directory).unwrap();
     }
 }

@@ -5,11 +5,13 @@ mod drive;
 mod executor;
 pub mod journal;
 mod ledger;
+mod log_file;
 mod logs;
 mod notice;
 pub mod replay;
 mod simulate;
 mod sink;
+mod space;
 
 pub use drive::{Order, Resumption, Run, drive, resume};
 pub use executor::{AttemptControl, AttemptSink, AttemptSpec, Executor, LeftAttempt, LogStream, TakeOver};

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::logs::{AttemptLog, log_path};
 use super::notice::{Notice, NoticeSender};
+use super::space;
 use super::{AttemptSink, AttemptSpec, LogStream};
 use crate::event::{AttemptDetails, Outcome, RunEvent, Usage};
 use crate::plan::StepIndex;
@@ -16,7 +17,7 @@ use crate::schedule::Verdict;
 
 /// What attempts and judgements tell the driver.
 pub(super) enum Message {
-    /// A log line is unfinished.
+    /// A log line is unfinished, or has no room in its file.
     Unfinished,
     Started {
         step: StepIndex,
@@ -42,8 +43,10 @@ pub(super) struct Sink {
     attempt: u32,
     log_path: Option<String>,
     log: Mutex<AttemptLog>,
-    /// Whether the driver looks at unfinished lines already.
+    /// Whether the driver looks at unfinished lines, and at a file without room, already.
     watched: AtomicBool,
+    /// Whether the host was told that logs have no room; one word on it is enough for a run.
+    told: Arc<AtomicBool>,
     messages: mpsc::UnboundedSender<Message>,
     notices: NoticeSender,
 }
@@ -55,6 +58,7 @@ impl Sink {
         directory: Option<&Path>,
         messages: &mpsc::UnboundedSender<Message>,
         notices: &NoticeSender,
+        told: &Arc<AtomicBool>,
     ) -> Arc<Self> {
         let path = directory.map(|directory| log_path(directory, &spec.name, spec.attempt));
         let (log, warning) = AttemptLog::open(path.as_deref());
@@ -65,6 +69,7 @@ impl Sink {
             log_path: path.filter(|_| log.has_file()).map(|path| path.display().to_string()),
             log: Mutex::new(log),
             watched: AtomicBool::new(false),
+            told: Arc::clone(told),
             messages: messages.clone(),
             notices: notices.clone(),
         });
@@ -81,12 +86,12 @@ impl Sink {
         }
     }
 
-    /// Shows what has been unfinished for long; whether something is unfinished still.
+    /// Shows what has been unfinished for long, and writes what had no room; whether something is unfinished still.
     pub(super) fn show_quiet_lines(&self) -> bool {
         self.flush(AttemptLog::flush_quiet);
         // Under the lock, so that no line begins unnoticed in between.
-        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        let unfinished = log.is_unfinished();
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let unfinished = log.is_behind() || log.is_unfinished();
         self.watched.store(unfinished, Ordering::Relaxed);
         unfinished
     }
@@ -94,6 +99,21 @@ impl Sink {
     /// The last lines that a former owner kept.
     pub(super) fn kept_tail(&self) -> Vec<String> {
         self.log_path.as_deref().map(|path| AttemptLog::kept_tail(Path::new(path))).unwrap_or_default()
+    }
+
+    /// Writes what had no room for the file, if there is any; whether something has none still.
+    pub(super) fn is_behind(&self) -> bool {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).is_behind()
+    }
+
+    /// Keeps nothing of the log in memory any more.
+    pub(super) fn shed(&self) {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).shed();
+    }
+
+    /// Bytes that the log's file lacks as it is now.
+    pub(super) fn missing_bytes(&self) -> u64 {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).missing_bytes()
     }
 
     pub(super) fn tail(&self) -> Vec<String> {
@@ -109,13 +129,16 @@ impl AttemptSink for Sink {
 
     fn log(&self, stream: LogStream, bytes: Bytes) {
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        let (text, warning) = log.push(stream, &bytes);
+        let (text, error) = log.push(stream, &bytes);
         self.notices.log(&self.name, self.attempt, stream, text);
-        if log.is_unfinished() && !self.watched.swap(true, Ordering::Relaxed) {
+        if (error.is_some() || log.is_unfinished()) && !self.watched.swap(true, Ordering::Relaxed) {
             let _ = self.messages.send(Message::Unfinished);
         }
-        if let Some(message) = warning {
-            self.warning(message);
+        if let (Some(error), Some(path)) = (error, &self.log_path)
+            && !self.told.swap(true, Ordering::Relaxed)
+        {
+            let why = space::unwritable(Path::new(path), &error);
+            self.warning(format!("{why}; logs are kept in memory until there is room, up to 1 MiB each"));
         }
     }
 

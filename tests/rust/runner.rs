@@ -1,6 +1,7 @@
 //! `drive()` with simulated executors in tokio's paused time.
 
 mod ending;
+mod full;
 mod growing;
 mod host;
 mod journal;
