@@ -6,13 +6,16 @@ written. ZenML's server counts attempts by rows, and computes the run's status f
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from zenml.client import Client
+from zenml.config.global_config import GlobalConfiguration
 from zenml.enums import ExecutionStatus
 from zenml.logger import get_logger
 from zenml.orchestrators.publish_utils import (
@@ -31,13 +34,16 @@ logger = get_logger(__name__)
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 120.0
-"""How long a locked database or an absent server is waited for."""
+"""How long a locked database, one without room on its disk, or an absent server is waited for."""
+
+_FULL = ("database or disk is full", "disk I/O error", "unable to open database file")
+"""What SQLite says on a full disk: the last two when there is no room for its journal."""
 
 STOPPING_STATUSES = {ExecutionStatus.STOPPING, ExecutionStatus.STOPPED}
 
 
 def patiently(call: Callable[[], T], patience_seconds: float = PATIENCE_SECONDS) -> T:
-    """Repeats a call to ZenML's store while the store is locked or away.
+    """Repeats a call to ZenML's store while the store is locked or away, or its disk is full.
 
     Args:
         call: The call.
@@ -57,23 +63,51 @@ def patiently(call: Callable[[], T], patience_seconds: float = PATIENCE_SECONDS)
             if not _is_passing(error) or time.monotonic() + pause > deadline:
                 raise
             if not told:
-                logger.warning("ZenML's store does not answer, waiting: %s", type(error).__name__)
+                logger.warning("ZenML's store does not answer, waiting: %s", _in_words(error))
                 told = True
             time.sleep(pause)
             pause = min(pause * 2, 5.0)
 
 
-def _is_passing(error: BaseException | None) -> bool:
+def _is_passing(error: BaseException) -> bool:
+    return any(_passes(cause) for cause in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        name = type(error).__name__
-        if name in ("ConnectionError", "ConnectTimeout", "ReadTimeout", "Timeout", "ChunkedEncodingError"):
-            return True
-        if name == "OperationalError" and ("locked" in str(error) or "busy" in str(error)):
-            return True
-        if name == "HTTPError" and getattr(getattr(error, "response", None), "status_code", 0) in (502, 503, 504):
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
+
+
+def _passes(error: BaseException) -> bool:
+    name = type(error).__name__
+    if name in ("ConnectionError", "ConnectTimeout", "ReadTimeout", "Timeout", "ChunkedEncodingError"):
+        return True
+    if name == "OperationalError" and ("locked" in str(error) or "busy" in str(error) or _is_full(error)):
+        return True
+    return name == "HTTPError" and getattr(getattr(error, "response", None), "status_code", 0) in (502, 503, 504)
+
+
+def _is_full(error: BaseException) -> bool:
+    return type(error).__name__ == "OperationalError" and any(text in str(error) for text in _FULL)
+
+
+def _in_words(error: BaseException) -> str:
+    """What a store's error is, without the statement and the values in it."""
+    path = _database_path() if any(map(_is_full, _causes(error))) else None
+    if path is None:
+        return type(error).__name__
+    try:
+        free = shutil.disk_usage(Path(path).parent).free
+    except OSError:
+        return f"{path} cannot be written"
+    return f"{path} cannot be written, {free} bytes are free there"
+
+
+def _database_path() -> str | None:
+    """ZenML's SQLite file, if it uses one."""
+    engine: Any = getattr(GlobalConfiguration().zen_store, "_engine", None)
+    return engine.url.database if engine is not None and engine.dialect.name == "sqlite" else None
 
 
 def set_orchestrator_run_id(pipeline_run_id: UUID, run_id: str) -> None:

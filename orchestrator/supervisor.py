@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from uuid import UUID
@@ -40,16 +41,22 @@ def main() -> int:
         Driver(run, publisher, [step["name"] for step in job["plan"]["steps"]], job["run_directory"]).drive()
     except RunOwnedError as error:
         # The run is the other process's to report.
-        print(error, flush=True)
+        _say(error)
         return 1
     except StepEngineError as error:
-        print(error, flush=True)
+        _say(error)
         publisher.finish("failed", str(error))
         return 1
     except BaseException as error:
         publisher.finish("failed", f"The background process failed: {type(error).__name__}")
         raise
     return 0
+
+
+def _say(error: Exception) -> None:
+    # A full disk must not keep the run's status from ZenML.
+    with contextlib.suppress(OSError):
+        print(error, flush=True)
 
 
 if __name__ == "__main__":

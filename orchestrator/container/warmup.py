@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,8 @@ _LATE_MODULES = (
 
 
 _LOCK_MILLISECONDS = 300_000
+_ROOM_BYTES = 256 * 1024
+_ROOM_PATIENCE_SECONDS = 120.0
 # With pauses of 2, 4, 8 and then 10 seconds: a good two minutes, as the orchestrator itself waits for a server.
 _CONNECT_TRIES, _PAUSE_SECONDS = 16, 10
 
@@ -117,6 +121,7 @@ class WarmSteps:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
         _wait_longer_for_locks()
+        _wait_for_room()
         _read_ahead(self._snapshot)
         gc.freeze()
         gc.enable()
@@ -181,6 +186,59 @@ def _wait_longer_for_locks() -> None:
     @event.listens_for(engine, "connect")
     def _(connection: Any, _record: Any) -> None:
         connection.execute(f"PRAGMA busy_timeout = {_LOCK_MILLISECONDS}")
+
+
+def _wait_for_room() -> None:
+    """On a full disk ZenML could not write how the step ended, and what the step has done would be lost.
+
+    So a transaction begins when there is room for it. Afterwards it would be too late: SQLite may have rolled it back.
+    """
+    from zenml.config.global_config import GlobalConfiguration
+
+    engine: Any = getattr(GlobalConfiguration().zen_store, "_engine", None)
+    if engine is None or engine.dialect.name != "sqlite" or not engine.url.database:
+        return
+    from sqlalchemy import event
+
+    room = _Room(engine.url.database)
+    event.listen(engine, "begin", lambda _connection: room.wait())
+
+
+class _Room:
+    """The disk of a file.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Looks at nothing yet."""
+        self._path = path
+        self._was_in_vain = False
+
+    def wait(self) -> None:
+        """Waits until there is room. Once that was in vain, it is not done again before there was some."""
+        deadline: float | None = None
+        while (free := self._free_bytes()) < _ROOM_BYTES:
+            if self._was_in_vain:
+                return
+            if deadline is None:
+                deadline = time.monotonic() + _ROOM_PATIENCE_SECONDS
+                # A log that is on that disk has no room, either.
+                with contextlib.suppress(OSError):
+                    message = f"ZenML's store waits for room: {self._path} is on a disk with {free} bytes free."
+                    print(message, file=sys.stderr, flush=True)
+            self._was_in_vain = time.monotonic() > deadline
+            time.sleep(0.2)
+        self._was_in_vain = False
+
+    def _free_bytes(self) -> float:
+        try:
+            found = os.statvfs(os.path.dirname(self._path) or ".")  # noqa: PTH120 (no pathlib for this alone)
+        except OSError:
+            return float("inf")
+        # Some of a disk is kept for root.
+        return (found.f_bfree if os.geteuid() == 0 else found.f_bavail) * found.f_frsize
 
 
 def _wait_longer_for_the_server() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -14,6 +15,9 @@ _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 _COLOURS = (36, 35, 33, 32, 34, 96, 95, 93, 92, 94)
 _RED = 31
 _DIM = 2
+
+_ROOM_SECONDS = 1.0
+"""A disk that is full is tried again so often."""
 
 
 def describe_outcome(outcome: Mapping[str, Any] | None) -> str:
@@ -73,6 +77,8 @@ class Console:
         self._done = self._failed = self._ended = 0
         self._progress_shown = False
         self._deaf = False
+        self._unshown = 0
+        self._full_until = 0.0
 
     def handle(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Shows events; an empty batch only refreshes the progress line.
@@ -187,6 +193,9 @@ class Console:
     def _write(self, text: str) -> None:
         if self._deaf:
             return
+        if self._unshown and (time.monotonic() < self._full_until or not self._has_room()):
+            self._unshown += text.count("\n")
+            return
         try:
             try:
                 self._stream.write(text)
@@ -194,6 +203,26 @@ class Console:
                 encoding = getattr(self._stream, "encoding", None) or "ascii"
                 self._stream.write(text.encode(encoding, "replace").decode(encoding))
             self._stream.flush()
-        except (OSError, ValueError):
-            # Nobody reads any more, as in `… | head`, or the disk is full. The run goes on, its logs are in files.
+        except (OSError, ValueError) as error:
+            self._fail(error, text)
+
+    def _fail(self, error: OSError | ValueError, text: str) -> None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            # The stream keeps what it was given last, and is given no more until there is room.
+            self._unshown = max(self._unshown + text.count("\n"), 1)
+            self._full_until = time.monotonic() + _ROOM_SECONDS
+        else:
+            # Nobody reads any more, as in `… | head`. The run goes on, its logs are in files.
             self._deaf = True
+
+    def _has_room(self) -> bool:
+        """Whether the disk takes what it did not take, and a word on what is missing."""
+        try:
+            self._stream.flush()
+            self._stream.write(f"\n-- the disk was full: up to {self._unshown} lines are not shown here\n")
+            self._stream.flush()
+        except (OSError, ValueError) as error:
+            self._fail(error, "")
+            return False
+        self._unshown = 0
+        return True

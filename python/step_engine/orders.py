@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
-FILE_NAME = "order"
-
-_ORDERS = {"stop": 1, "kill": 2}
+_ORDERS = {"kill": 2, "stop": 1}
 
 
 def give(run_directory: str | os.PathLike[str], order: str) -> None:
@@ -22,14 +19,8 @@ def give(run_directory: str | os.PathLike[str], order: str) -> None:
         ValueError: There is no such order.
         OSError: The directory cannot be written.
     """
-    if order not in _ORDERS:
-        raise ValueError(f"There is no order {order!r}.")
-    path = Path(run_directory) / FILE_NAME
-    # In one piece: the owner may look at any moment.
-    new = path.with_suffix(f".{os.getpid()}")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(order)
-    new.replace(path)
+    # The file's name says it all, so that it is whole when it is there, and has room on a full disk.
+    os.close(os.open(_path(run_directory, order), os.O_WRONLY | os.O_CREAT, 0o600))
 
 
 def take(run_directory: str | os.PathLike[str]) -> int:
@@ -41,14 +32,19 @@ def take(run_directory: str | os.PathLike[str]) -> int:
     Returns:
         0 for none, 1 to stop, 2 to kill.
     """
-    path = Path(run_directory) / FILE_NAME
-    # Out of the way first: one that is given while this one is read must not be removed with it.
-    taken = path.with_suffix(".taken")
+    # The worse one first: one that is given meanwhile is the next.
+    return max(number if _takes(_path(run_directory, order)) else 0 for order, number in _ORDERS.items())
+
+
+def _path(run_directory: str | os.PathLike[str], order: str) -> Path:
+    if order not in _ORDERS:
+        raise ValueError(f"There is no order {order!r}.")
+    return Path(run_directory) / f"order-{order}"
+
+
+def _takes(path: Path) -> bool:
     try:
-        path.replace(taken)
-        order = taken.read_text()
-    except (OSError, UnicodeDecodeError):
-        return 0
-    with contextlib.suppress(OSError):
-        taken.unlink()
-    return _ORDERS.get(order, 0)
+        path.unlink()
+    except OSError:
+        return False
+    return True

@@ -93,6 +93,19 @@ def waits() -> int:
 
 
 @step
+def talks() -> None:
+    _leave("talking")
+    for at in range(60):
+        print(f"word {at} {'.' * 200}")
+        time.sleep(0.1)
+
+
+@step
+def listens() -> None:
+    print("heard")
+
+
+@step
 def fails() -> int:
     print("about to fail")
     raise ValueError("on purpose")
@@ -186,6 +199,15 @@ def reported() -> None:
 def half_failed() -> None:
     fails()
     usual(waits())
+
+
+@pipeline(enable_cache=False, settings=SETTINGS)
+def talking() -> None:
+    before = "talks"
+    talks()
+    for at in range(5):
+        listens(after=before, id=f"listens_{at}")
+        before = f"listens_{at}"
 
 
 @pipeline(enable_cache=False, settings=SETTINGS)

@@ -217,7 +217,7 @@ def test_an_order_acts_as_signals_do_and_old_ones_do_not(tmp_path: Path, order: 
     def next_events(seconds: float) -> list[dict[str, Any]]:
         events = Run.next_events(run, min(seconds, 0.05))
         if events:
-            assert not (tmp_path / orders.FILE_NAME).exists()
+            assert not list(tmp_path.glob("order*"))
             orders.give(tmp_path, order)
         return events
 
