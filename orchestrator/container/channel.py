@@ -22,8 +22,9 @@ NEVER_BEGAN = 75
 """Exit code of a worker that the client left before it read a go (EX_TEMPFAIL): no step ran in it."""
 
 _READ_BYTES = 65536
-_SENTENCE_CHARACTERS = 300
-"""A frame must be written in one piece, so it stays below 4096 bytes (PIPE_BUF); JSON takes up to 12 per character."""
+_SENTENCE_CHARACTERS = 200
+"""A frame must be written in one piece, so it stays below 4096 bytes (PIPE_BUF) beside a step's name; JSON takes up to 12
+per character."""
 
 
 class ChannelError(Exception):
@@ -135,7 +136,7 @@ def sentence(text: str) -> str:
         text: The message.
 
     Returns:
-        at most 300 characters.
+        at most 200 characters.
     """
     line = " ".join(text.split())
     return line if len(line) <= _SENTENCE_CHARACTERS else line[: _SENTENCE_CHARACTERS - 1] + "…"

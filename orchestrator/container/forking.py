@@ -92,8 +92,9 @@ def check_threads() -> None:
 class _Child:
     """A step's process."""
 
-    def __init__(self, pid: int, kills: int) -> None:
+    def __init__(self, pid: int, kills: int, go: dict[str, Any]) -> None:
         self.pid = pid
+        self.go = go
         self.begin = time.monotonic()
         self.kills = kills
 
@@ -194,7 +195,7 @@ class ForkingServer:
             self._become_step()
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             return self._run(name, directory)
-        self._child = _Child(pid, kills)
+        self._child = _Child(pid, kills, go)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         return None
 
@@ -234,6 +235,8 @@ class ForkingServer:
         self._channel.send(
             "done",
             on_both=True,
+            step=child.go["step"],
+            attempt=child.go["attempt"],
             code=self._last_code,
             signal=number,
             oom=number == signal.SIGKILL and memory.kills() > child.kills,

@@ -89,6 +89,8 @@ def _serve_one(options: argparse.Namespace, channel: Channel, ready: Callable[[]
         channel.send(
             "done",
             on_both=True,
+            step=name,
+            attempt=go["attempt"],
             code=code,
             signal=None,
             oom=memory.kills() > kills,

@@ -24,7 +24,7 @@ use super::engine::{Engine, patiently};
 use super::error::{self, DockerError};
 use super::files::Archives;
 use super::frames::Done;
-use super::gpu::GpuPool;
+use super::gpu::{GpuLease, GpuPool};
 use super::image::Images;
 use super::log::{Log, Plain};
 use super::pool::Pool;
@@ -42,6 +42,9 @@ const KILL_AGAIN: Duration = Duration::from_secs(10);
 
 /// A kill that goes to the step's own process in a shared worker has so long to work, then the worker is killed.
 const CHILD_KILL_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Whether a lost container has ended is asked so often.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// A container that is to be kept has so long to end once its step has.
 const EXIT_PATIENCE: Duration = Duration::from_secs(10);
@@ -123,8 +126,43 @@ async fn supervise(attempt: &Attempt, launched: Launched, control: &mut AttemptC
         exit => exit,
     };
     log.drain().await;
+    let outcome = judge(attempt, &container, exit, signals.sent).await;
+    release(lease, &container, &outcome);
+    outcome
+}
+
+/// Gives GPUs back, unless the step's process may still have them.
+fn release(lease: GpuLease, container: &Container, outcome: &Outcome) {
+    match outcome {
+        Outcome::Lost { .. } => keep_until_ended(lease, container),
+        _ => drop(lease),
+    }
+}
+
+/// Keeps GPUs until the engine says that the container that may have them does not run, or until the run is over.
+fn keep_until_ended(lease: GpuLease, container: &Container) {
+    if lease.is_empty() {
+        return;
+    }
+    let container = container.clone();
+    tokio::spawn(async move {
+        keep_until(lease, || is_over(&container)).await;
+    });
+}
+
+async fn is_over(container: &Container) -> bool {
+    match container.inspect().await {
+        Ok(Found::Gone) => true,
+        Ok(Found::Here(state)) => has_ended(&state),
+        Err(_) => false,
+    }
+}
+
+async fn keep_until<F: Future<Output = bool>>(lease: GpuLease, ended: impl Fn() -> F) {
+    while !ended().await {
+        sleep(LOOK_AGAIN).await;
+    }
     drop(lease);
-    judge(attempt, &container, exit, signals.sent).await
 }
 
 /// Waits for the end of the process, following its output and passing stops on. `done` may know the end before the engine.
@@ -287,4 +325,22 @@ async fn remove_or_warn(attempt: &Attempt, container: &Container) -> Option<Stri
     let error = container.remove().await.err()?;
     attempt.sink.warning(error::one_line(&error.to_string()));
     Some(container.name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gpu_is_free_once_the_container_that_may_have_it_has_ended() {
+        let pool = GpuPool::new(&["0".to_owned()]);
+        let lease = pool.acquire(1).await.unwrap();
+        let looks = Cell::new(0);
+        let begin = Instant::now();
+        let keeping = keep_until(lease, || std::future::ready(looks.replace(looks.get() + 1) == 30));
+        let (_, next) = tokio::join!(keeping, pool.acquire(1));
+        assert!(next.is_some() && begin.elapsed() == LOOK_AGAIN * 30, "{:?}", begin.elapsed());
+    }
 }

@@ -22,6 +22,7 @@ use super::error::DockerError;
 use super::limits::{Limits, Shares};
 use super::run_args::{RunArgs, Volume};
 use super::spec::{ContainerSpec, KeepContainers};
+use crate::runner::CLEANUP_LIMIT;
 
 /// Labels by which containers are found again, also by other processes.
 pub mod label {
@@ -40,6 +41,10 @@ pub mod label {
     /// Name of the orchestrator in ZenML.
     pub const COMPONENT: &str = "step-engine.component";
 }
+
+/// An engine that is away when a container is to be removed is waited for so long: whoever waits for the removal hears of its
+/// end before it gives it up.
+const REMOVE_PATIENCE: Duration = CLEANUP_LIMIT.saturating_sub(Duration::from_secs(15));
 
 /// How often a create whose name was taken is tried.
 const CREATE_TRIES: u32 = 5;
@@ -425,7 +430,7 @@ pub(super) async fn remove(engine: &Engine, id: &str, name: &str) -> Result<(), 
 
     let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
     let mut pause = Duration::from_millis(100);
-    let mut outage = Outage::new();
+    let mut outage = Outage::of(REMOVE_PATIENCE);
     let mut tries = 0;
     loop {
         let Err(error) = engine.docker.remove_container(id, Some(options.clone())).await else { return Ok(()) };

@@ -178,7 +178,12 @@ pub(super) struct Outage {
 impl Outage {
     /// It begins now.
     pub(super) fn new() -> Self {
-        Self { begun: Instant::now(), patience: ENGINE_PATIENCE, pause: Duration::from_millis(100) }
+        Self::of(ENGINE_PATIENCE)
+    }
+
+    /// The same with a patience of one's own.
+    pub(super) fn of(patience: Duration) -> Self {
+        Self { begun: Instant::now(), patience, pause: Duration::from_millis(100) }
     }
 
     /// It begins again; the patience is what the earlier ones have left of it.

@@ -135,10 +135,21 @@ impl DockerError {
         }
     }
 
+    /// Whether the engine has no room on its disk, which may pass.
+    pub(super) fn is_engine_full(&self) -> bool {
+        matches!(self, Self::Refused { message, .. } if says_full(message))
+    }
+
     /// Whether the engine could not be asked at all: it may be restarting.
     pub(super) fn is_engine_away(&self) -> bool {
         matches!(self, Self::Engine { source, .. } if is_away(source))
     }
+}
+
+/// Whether a text of the engine tells of a disk without room, by the kernel's words for it.
+pub(super) fn says_full(message: &str) -> bool {
+    let lower = message.to_ascii_lowercase();
+    lower.contains("no space left on device") || lower.contains("disk quota exceeded")
 }
 
 /// HTTP status code of an engine's answer.

@@ -110,6 +110,9 @@ pub(super) struct Begun {
 /// How a step ended in a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(super) struct Done {
+    /// Which one.
+    #[serde(flatten)]
+    pub(super) of: Begun,
     /// Exit code; 128 + n when signal n ended it.
     pub(super) code: i64,
     /// Whether the kernel killed a process of it for memory.
@@ -252,7 +255,7 @@ mod tests {
 
     #[test]
     fn every_frame_of_the_protocol_is_read() {
-        let done = r#"{"event": "done", "code": 137, "signal": 9, "oom": true, "peak_memory_bytes": 5, "seconds": 0.1, "damaged": null}"#;
+        let done = r#"{"event": "done", "step": "a", "attempt": 2, "code": 137, "signal": 9, "oom": true, "peak_memory_bytes": 5, "seconds": 0.1, "damaged": null}"#;
         let stream = [
             framed(r#"{"event": "ready", "seconds": 5.1}"#),
             b"out".to_vec(),
@@ -263,8 +266,9 @@ mod tests {
             framed("no json"),
         ]
         .concat();
-        let done = Frame::Done(Done { code: 137, oom: true, peak_memory_bytes: Some(5), damaged: None });
-        let started = Frame::Started(Begun { step: "a".to_owned(), attempt: 2 });
+        let of = Begun { step: "a".to_owned(), attempt: 2 };
+        let started = Frame::Started(of.clone());
+        let done = Frame::Done(Done { of, code: 137, oom: true, peak_memory_bytes: Some(5), damaged: None });
         let frames = vec![(0, Frame::Ready), (3, started), (3, done), (3, Frame::Unfit), (3, Frame::Unknown)];
         assert_eq!(split(&[&stream]), (b"out".to_vec(), frames));
     }

@@ -94,6 +94,11 @@ impl GpuPool {
 }
 
 impl GpuLease {
+    /// Whether it is of no GPU.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
     /// What asks the engine for exactly these.
     pub(super) fn request(&self) -> Option<DeviceRequest> {
         let first = self.ids.first()?;

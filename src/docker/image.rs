@@ -190,7 +190,9 @@ fn pull_failed(image: &str, anonymous: bool, error: &bollard::errors::Error) -> 
         other => error::chain(other),
     };
     let lower = message.to_ascii_lowercase();
-    let hint = if ["denied", "unauthorized", "authentication", "forbidden", "credentials"]
+    let hint = if error::says_full(&message) {
+        "; the engine's disk is full: make room on it, for instance with `docker system prune`".to_owned()
+    } else if ["denied", "unauthorized", "authentication", "forbidden", "credentials"]
         .iter()
         .any(|word| lower.contains(word))
     {
@@ -277,5 +279,8 @@ mod tests {
         assert!(text.contains("docker.io") && text.contains("check the name"), "{text}");
         let text = pull_failed("a", false, &stream("dial tcp: lookup registry-1.docker.io: no such host")).to_string();
         assert!(text.contains("connection to the registry"), "{text}");
+        let full = "write /var/lib/docker/tmp/GetImageBlob1: no space left on device";
+        let text = pull_failed("a", false, &stream(full)).to_string();
+        assert!(text.contains("the engine's disk is full"), "{text}");
     }
 }

@@ -1,7 +1,7 @@
 //! The output of a container on its way to whom it is for.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bollard::container::{AttachContainerResults, LogOutput};
@@ -47,7 +47,31 @@ pub(super) struct Log {
     pump: JoinHandle<()>,
     bytes: Arc<AtomicU64>,
     broken: bool,
-    reconnected: Arc<Notify>,
+    reconnects: Arc<Reconnects>,
+}
+
+/// The connections that were made after the first one was lost: what came between the two is in the engine's copy only.
+#[derive(Default)]
+pub(super) struct Reconnects {
+    next: Notify,
+    follows: AtomicBool,
+}
+
+impl Reconnects {
+    /// Waits for the next one, also for one that came to nothing.
+    pub(super) async fn next(&self) {
+        self.next.notified().await;
+    }
+
+    /// Whether the newest brings what comes from then on.
+    pub(super) fn follows(&self) -> bool {
+        self.follows.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn tell(&self, follows: bool) {
+        self.follows.store(follows, Ordering::Relaxed);
+        self.next.notify_one();
+    }
 }
 
 impl Log {
@@ -96,12 +120,12 @@ impl Log {
             }
             to.ended();
         });
-        Self { receiver, pump, bytes, broken: false, reconnected: Arc::default() }
+        Self { receiver, pump, bytes, broken: false, reconnects: Arc::default() }
     }
 
-    /// Is told whenever the connection is a new one: what came between the two is in the engine's copy only.
-    pub(super) fn reconnected(&self) -> Arc<Notify> {
-        Arc::clone(&self.reconnected)
+    /// Is told whenever the connection is a new one.
+    pub(super) fn reconnects(&self) -> Arc<Reconnects> {
+        Arc::clone(&self.reconnects)
     }
 
     /// Attaches anew after the connection was found broken while the process runs.
@@ -110,12 +134,12 @@ impl Log {
         self.broken = true;
         let attached = container.attach(false).await;
         // Also when that fails: then more is missed.
-        self.reconnected.notify_one();
+        self.reconnects.tell(attached.is_ok());
         let AttachContainerResults { output, input } = attached?;
-        let reconnected = self.reconnected();
+        let reconnects = self.reconnects();
         *self = Self::follow(Arc::clone(&self.receiver), output, input);
         self.broken = true;
-        self.reconnected = reconnected;
+        self.reconnects = reconnects;
         Ok(())
     }
 

@@ -6,8 +6,9 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::frames::{Done, Frame, Nonce, Piece, Splitter};
+use super::frames::{Begun, Done, Frame, Nonce, Piece, Splitter};
 use super::log::Receive;
+use super::story::{Before, Until};
 use crate::event::AttemptDetails;
 use crate::runner::{AttemptSink, LogStream};
 
@@ -44,9 +45,10 @@ struct State {
     splitters: [Splitter; 2],
     held: Held,
     serves: Serves,
-    /// Steps to come in the output that others have followed: how many are still to begin, and to end on each stream.
-    earlier_starts: usize,
-    earlier_ends: [usize; 2],
+    /// The only step that is followed, in output that others are in, too.
+    only: Option<Begun>,
+    /// What is still to come of others before it, on each stream.
+    before: [Option<Until>; 2],
 }
 
 enum Serves {
@@ -87,16 +89,16 @@ impl Outlet {
         let (events, receiver) = mpsc::unbounded_channel();
         let splitters = [Splitter::new(nonce), Splitter::new(nonce)];
         let state =
-            State { splitters, held: Held::default(), serves: Serves::Nobody, earlier_starts: 0, earlier_ends: [0; 2] };
+            State { splitters, held: Held::default(), serves: Serves::Nobody, only: None, before: [None, None] };
         (Arc::new(Self { state: Mutex::new(state), events }), receiver)
     }
 
-    /// For the whole output of a worker, from its beginning, that served so many other steps before.
-    pub(super) fn after(nonce: &Nonce, earlier: usize) -> (Arc<Self>, mpsc::UnboundedReceiver<Event>) {
+    /// For the output of one step in all that a worker wrote, as far as that is kept.
+    pub(super) fn of(nonce: &Nonce, step: Begun, before: Before) -> (Arc<Self>, mpsc::UnboundedReceiver<Event>) {
         let (outlet, events) = Self::new(nonce);
         let mut state = outlet.lock();
-        state.earlier_starts = earlier;
-        state.earlier_ends = [earlier; 2];
+        state.only = Some(step);
+        state.before = [before.output, before.error];
         drop(state);
         (outlet, events)
     }
@@ -109,8 +111,7 @@ impl Outlet {
     /// What comes is not the output from its beginning after all, but that of the step that was called.
     pub(super) fn join(&self) {
         let mut state = self.lock();
-        state.earlier_starts = 0;
-        state.earlier_ends = [0; 2];
+        state.before = [None, None];
         state.begin(&self.events);
     }
 
@@ -157,7 +158,7 @@ impl Receive for Outlet {
 
 impl State {
     fn output(&mut self, stream: LogStream, bytes: Bytes) {
-        if self.earlier_ends[slot(stream)] > 0 {
+        if self.before[slot(stream)].is_some() {
             return;
         }
         match &self.serves {
@@ -168,11 +169,25 @@ impl State {
     }
 
     fn frame(&mut self, stream: LogStream, frame: Frame, events: &mpsc::UnboundedSender<Event>) {
+        let of = match &frame {
+            Frame::Started(begun) => Some(begun),
+            Frame::Done(done) => Some(&done.of),
+            _ => None,
+        };
+        let before = &mut self.before[slot(stream)];
+        if matches!((&*before, &frame), (Some(Until::Done(last)), Frame::Done(done)) if done.of == *last) {
+            *before = None;
+        }
+        // A step is known by its name: its number says nothing in output that has lost its beginning.
+        if self.only.as_ref().zip(of).is_some_and(|(only, of)| only != of) {
+            return;
+        }
+        if matches!((&*before, &frame), (Some(Until::Begun), Frame::Started(_))) {
+            *before = None;
+        }
         match frame {
             Frame::Ready => drop(events.send(Event::Ready)),
             Frame::Unfit => drop(events.send(Event::Unfit)),
-            Frame::Started(_) if self.earlier_starts > 0 => self.earlier_starts -= 1,
-            Frame::Done(_) if self.earlier_ends[slot(stream)] > 0 => self.earlier_ends[slot(stream)] -= 1,
             Frame::Started(_) => self.begin(events),
             Frame::Done(done) => self.done(stream, done, events),
             Frame::Unknown => {}

@@ -437,7 +437,7 @@ impl Pool {
                 phase.send_replace(Phase::Warming);
                 self.keep(worker, phase, wanted, wish).await
             }
-            Err(not_made) if not_made.engine_away => {
+            Err(not_made) if not_made.engine_failed => {
                 let_down(wanted, wish);
                 phase.send_replace(Phase::Died);
                 recipe.clear(not_made).await

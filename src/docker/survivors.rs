@@ -8,17 +8,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bollard::query_parameters::LogsOptionsBuilder;
-use bytes::{Bytes, BytesMut};
 use futures_util::future::{join_all, try_join, try_join_all};
 use futures_util::stream::StreamExt as _;
 use tokio::time::{Instant, sleep};
 
 use super::container::{self, Container, Found, Unstarted};
 use super::engine::{ENGINE_PATIENCE, Engine, patiently};
-use super::error::{DockerError, is_away};
-use super::frames::{Begun, Frame, NONCE_BYTES, Nonce, Piece, Splitter};
+use super::error::DockerError;
+use super::frames::{Begun, Nonce};
 use super::gpu::{GpuLease, GpuPool};
 use super::log::Output;
+use super::story::{Before, Story};
 use super::sweep::{self, ContainerStatus};
 use crate::runner::LeftAttempt;
 
@@ -26,9 +26,6 @@ use crate::runner::LeftAttempt;
 const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-
-/// A marker, a nonce and what follows: kept of output in which no frame was found yet.
-const KEPT_BYTES: usize = NONCE_BYTES + 32;
 
 /// A container of an attempt that a former owner launched.
 pub(super) struct Survivor {
@@ -46,8 +43,10 @@ pub(super) enum Kind {
     /// As a warm worker.
     Worker {
         nonce: Nonce,
-        /// Steps that it served before.
-        earlier: usize,
+        /// As its worker names it.
+        step: Begun,
+        /// What stands before its output.
+        before: Before,
         /// Set where it served several: whoever holds the last of these may remove it.
         shared: Option<Arc<()>>,
     },
@@ -65,20 +64,6 @@ struct State {
     /// Containers that stay against our will.
     left: Vec<String>,
     took_over: bool,
-}
-
-/// What one worker did, as its output tells.
-#[derive(Default)]
-struct Story {
-    nonce: Option<Nonce>,
-    begun: Vec<Begun>,
-    ended: usize,
-}
-
-impl Story {
-    fn serves(&self) -> bool {
-        self.begun.len() > self.ended
-    }
 }
 
 /// A warm worker, and its story.
@@ -101,7 +86,7 @@ impl Survivors {
         let last_number = found.iter().filter_map(|status| status.worker).max().unwrap_or(0);
         let (workers, cold): (Vec<_>, Vec<_>) = found.into_iter().partition(|status| status.warm);
         let is_wanted = |id: &(String, u32)| attempts.iter().any(|left| *left.step == *id.0 && left.attempt == id.1);
-        let workers = try_join_all(workers.into_iter().map(|status| settled(engine, status)));
+        let workers = try_join_all(workers.into_iter().map(|status| settled(engine, status, &is_wanted)));
         let cold = try_join_all(cold.into_iter().map(|status| async {
             let may_start = status.created && is_wanted(&(status.step.clone(), status.attempt));
             if may_start { unless_removed(engine, status).await } else { Ok(Some(status)) }
@@ -126,13 +111,11 @@ impl Survivors {
         for Known { status, story } in workers {
             let mut is_needed = false;
             let shared = status.worker.map(|_| Arc::new(()));
-            for (earlier, begun) in story.begun.iter().enumerate() {
-                // A worker for one attempt has it on its label.
-                let is_own = status.worker.is_none();
-                let id =
-                    if is_own { (status.step.clone(), status.attempt) } else { (begun.step.clone(), begun.attempt) };
+            for begun in story.begun() {
+                let id = id_of(&status, begun);
                 let Some(nonce) = story.nonce.clone().filter(|_| is_wanted(&id)) else { continue };
-                let kind = Kind::Worker { nonce, earlier, shared: shared.clone() };
+                let (step, before) = (begun.clone(), story.before(begun));
+                let kind = Kind::Worker { nonce, step, before, shared: shared.clone() };
                 of_attempt.insert(id, survivor(engine, &status, kind, gpus).await);
                 is_needed = true;
             }
@@ -204,8 +187,21 @@ async fn unless_removed(engine: &Engine, status: ContainerStatus) -> Result<Opti
     })
 }
 
-/// Waits until a worker has ended, or runs a step. One that takes too long is killed. An error when the engine says neither.
-async fn settled(engine: &Engine, status: ContainerStatus) -> Result<Known, DockerError> {
+/// The step of a beginning in a worker: one for one attempt has it on its label.
+fn id_of(status: &ContainerStatus, begun: &Begun) -> (String, u32) {
+    match status.worker {
+        Some(_) => (begun.step.clone(), begun.attempt),
+        None => (status.step.clone(), status.attempt),
+    }
+}
+
+/// Waits until a worker has ended, or runs a step that is wanted: the copy that tells is a little later than the worker, and
+/// the end of another step may not be in it yet. One that takes too long is killed. An error when the engine says neither.
+async fn settled(
+    engine: &Engine,
+    status: ContainerStatus,
+    is_wanted: &impl Fn(&(String, u32)) -> bool,
+) -> Result<Known, DockerError> {
     if status.created {
         return Ok(Known { status, story: Story::default() });
     }
@@ -222,13 +218,15 @@ async fn settled(engine: &Engine, status: ContainerStatus) -> Result<Known, Dock
         let now = Instant::now();
         let story = match &runs {
             Ok(true) if now < next_read => Ok(None),
-            Ok(_) => read(&container).await.map(Some),
+            // Nothing, where the engine keeps no copy.
+            Ok(_) => Story::read(&container, None).await.map(|story| Some(story.unwrap_or_default())),
             Err(_) => Ok(None),
         };
         match (runs, story) {
             (Ok(runs), Ok(story)) => {
                 if let Some(story) = story {
-                    if !runs || story.serves() {
+                    let serves = story.serves().map(|begun| id_of(&status, begun));
+                    if !runs || serves.is_some_and(|id| is_wanted(&id)) {
                         return Ok(Known { status, story });
                     }
                     next_read = now + Duration::from_secs(1);
@@ -249,47 +247,6 @@ async fn settled(engine: &Engine, status: ContainerStatus) -> Result<Known, Dock
         }
         sleep(LOOK_EVERY).await;
     }
-}
-
-/// Reads what a worker did out of the engine's copy of its output. Nothing, where the engine keeps none; an error when the
-/// engine is away.
-async fn read(container: &Container) -> Result<Story, DockerError> {
-    let options = LogsOptionsBuilder::new().stdout(true).build();
-    let mut copy = container.engine.docker.logs(&container.id, Some(options));
-    let mut story = Story::default();
-    let mut splitter: Option<Splitter> = None;
-    let mut before = BytesMut::new();
-    while let Some(piece) = copy.next().await {
-        let mut bytes: Bytes = match piece {
-            Ok(piece) => piece.into_bytes(),
-            Err(error) if is_away(&error) => {
-                return Err(DockerError::of(format!("read the output of container {}", container.name))(error));
-            }
-            Err(_) => break,
-        };
-        if splitter.is_none() {
-            before.extend_from_slice(&bytes);
-            story.nonce = Nonce::in_output(&before);
-            match &story.nonce {
-                Some(nonce) => {
-                    splitter = Some(Splitter::new(nonce));
-                    bytes = before.split().freeze();
-                }
-                None => {
-                    let gone = before.len().saturating_sub(KEPT_BYTES);
-                    drop(before.split_to(gone));
-                }
-            }
-        }
-        if let Some(splitter) = &mut splitter {
-            splitter.push(bytes, |piece| match piece {
-                Piece::Frame(Frame::Started(begun)) => story.begun.push(begun),
-                Piece::Frame(Frame::Done(_)) => story.ended += 1,
-                _ => {}
-            });
-        }
-    }
-    Ok(story)
 }
 
 /// How many bytes a container has written, as the engine's copy has it; none when it has no copy.

@@ -8,25 +8,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::container::AttachContainerResults;
-use bollard::models::{ContainerCreateBody, HostConfig};
-use bollard::query_parameters::LogsOptionsBuilder;
-use futures_util::stream::StreamExt as _;
+use bollard::models::{ContainerCreateBody, ContainerState, HostConfig};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 
-use super::container::{self, Container, Owner, Place, RunIdentity, label};
+use super::container::{self, Container, Found, Owner, Place, RunIdentity, label};
 use super::engine::{Engine, patiently};
-use super::error::{DockerError, is_away};
+use super::error::DockerError;
 use super::files::Archives;
-use super::frames::{self, Done, Frame, Nonce, Piece, Splitter};
+use super::frames::{self, Begun, Done, Nonce};
 use super::image::Images;
+use super::left::Left;
 use super::limits::{Limits, Shares};
 use super::log::Log;
 use super::outlet::{Event, Outlet};
 use super::run_args::RunArgs;
 use super::spec::{ContainerSpec, WarmSpec};
-use super::sweep;
+use super::story::Story;
 use crate::event::AttemptDetails;
 use crate::plan::Demand;
 use crate::runner::{AttemptControl, AttemptSink, AttemptSpec};
@@ -75,25 +74,18 @@ impl Purpose {
 
 /// Why there is no worker, and what the engine has of it.
 pub(super) struct NotMade {
-    /// Whether the engine was away: that tells nothing about the workers to come.
-    pub(super) engine_away: bool,
+    /// Whether the engine was away, or its disk full: that tells nothing about the workers to come.
+    pub(super) engine_failed: bool,
     left: Left,
-}
-
-enum Left {
-    Nothing,
-    /// A container, if the request for it arrived.
-    Perhaps,
-    Container(Container),
 }
 
 impl NotMade {
     fn nothing() -> Self {
-        Self { engine_away: false, left: Left::Nothing }
+        Self { engine_failed: false, left: Left::Nothing }
     }
 
     fn because(error: &DockerError, left: Left) -> Self {
-        Self { engine_away: error.is_engine_away(), left }
+        Self { engine_failed: error.is_engine_away() || error.is_engine_full(), left }
     }
 }
 
@@ -157,24 +149,36 @@ impl Recipe {
         let body = self.body(self.place(), arguments.clone(), &image_id, limits);
         let created = Container::create(engine, self.place(), spec, platform.as_deref(), body).await;
         let container = created.map_err(|error| NotMade::because(&error, Left::Perhaps))?;
-        match self.start(&container, &nonce).await {
-            Ok((input, log, outlet, events)) => Ok(Worker {
-                stop_signal: arguments.body.stop_signal.unwrap_or_else(|| "SIGTERM".to_owned()),
-                container,
-                image_id,
-                input,
-                log,
-                outlet,
-                events,
-                host: Box::new(arguments.host),
-                limits,
-                ahead: self.ahead,
-                sleeps: self.idles,
-                nonce,
-                ready: false,
-                served: 0,
-                control: None,
-            }),
+        match self.start(&container).await {
+            Ok(AttachContainerResults { output, input }) => {
+                let input = Input(Arc::new(Mutex::new(input)));
+                if input.write(&frames::hello(&nonce)).await.is_err() {
+                    // One that has ended already closed its input; else the connection is what failed.
+                    let engine_failed =
+                        !matches!(container.inspect().await, Ok(Found::Here(state)) if ended_by_itself(&state));
+                    return Err(NotMade { engine_failed, left: Left::Container(container) });
+                }
+                let (outlet, events) = Outlet::new(&nonce);
+                // The log keeps the input, too: a write that fails must not end the connection.
+                let log = Log::follow(Arc::clone(&outlet) as _, output, input.clone());
+                Ok(Worker {
+                    stop_signal: arguments.body.stop_signal.unwrap_or_else(|| "SIGTERM".to_owned()),
+                    container,
+                    image_id,
+                    input,
+                    log,
+                    outlet,
+                    events,
+                    host: Box::new(arguments.host),
+                    limits,
+                    ahead: self.ahead,
+                    sleeps: self.idles,
+                    nonce,
+                    ready: false,
+                    served: 0,
+                    control: None,
+                })
+            }
             Err(error) => Err(NotMade::because(&error, Left::Container(container))),
         }
     }
@@ -182,15 +186,7 @@ impl Recipe {
     /// Removes what is left of a worker that was not made, also when its engine comes back only later. Returns the name of a
     /// container that stays against our will.
     pub(super) async fn clear(&self, not_made: NotMade) -> Option<String> {
-        match not_made.left {
-            Left::Nothing => None,
-            Left::Container(container) => container.remove().await.err().map(|_| container.name),
-            Left::Perhaps => {
-                // Without a name there is nothing to tell; a sweep by labels finds it.
-                drop(patiently(|| sweep::remove_of(&self.engine, self.place(), true)).await);
-                None
-            }
-        }
+        not_made.left.clear(&self.engine, self.place(), true).await.err().and_then(|(name, _)| name)
     }
 
     fn place(&self) -> Place<'_> {
@@ -213,22 +209,17 @@ impl Recipe {
         body
     }
 
-    async fn start(
-        &self,
-        container: &Container,
-        nonce: &Nonce,
-    ) -> Result<(Input, Log, Arc<Outlet>, mpsc::UnboundedReceiver<Event>), DockerError> {
+    async fn start(&self, container: &Container) -> Result<AttachContainerResults, DockerError> {
         self.archives.upload(container, &self.spec.files).await?;
-        let AttachContainerResults { output, input } = container.attach(true).await?;
+        let attached = container.attach(true).await?;
         container.start().await?;
-        let input = Input(Arc::new(Mutex::new(input)));
-        let greeted = input.write(&frames::hello(nonce)).await;
-        greeted.map_err(|err| DockerError::of("greet a warm worker")(bollard::errors::Error::IOError { err }))?;
-        let (outlet, events) = Outlet::new(nonce);
-        // The log keeps the input, too: a write that fails must not end the connection.
-        let log = Log::follow(Arc::clone(&outlet) as _, output, input.clone());
-        Ok((input, log, outlet, events))
+        Ok(attached)
     }
+}
+
+/// Whether the process ended as no engine ends one that it takes down with itself.
+fn ended_by_itself(state: &ContainerState) -> bool {
+    state.running == Some(false) && !matches!(state.exit_code, Some(137 | 143))
 }
 
 impl Worker {
@@ -280,40 +271,10 @@ impl Worker {
         self.input.write(&frames::go(&spec.name, spec.attempt)).await
     }
 
-    /// Whether it said that the step it was told to run began, as the engine's own copy of its output has it; none when there is no such
-    /// copy.
-    ///
-    /// # Errors
-    /// [`DockerError`] when the engine is away for longer than anybody waits.
-    pub(super) async fn has_begun(&self) -> Result<Option<bool>, DockerError> {
-        patiently(|| self.begun_in_copy()).await
-    }
-
-    async fn begun_in_copy(&self) -> Result<Option<bool>, DockerError> {
-        let options = LogsOptionsBuilder::new().stdout(true).build();
-        let mut copy = self.container.engine.docker.logs(&self.container.id, Some(options));
-        let mut splitter = Splitter::new(&self.nonce);
-        let mut begun = 0;
-        while let Some(piece) = copy.next().await {
-            match piece {
-                Ok(piece) => splitter.push(piece.into_bytes(), |piece| {
-                    begun += usize::from(matches!(piece, Piece::Frame(Frame::Started(_))))
-                }),
-                Err(error) if is_away(&error) => {
-                    return Err(DockerError::of(format!("read the output of container {}", self.container.name))(
-                        error,
-                    ));
-                }
-                Err(_) => return Ok(None),
-            }
-        }
-        Ok(Some(begun > self.served))
-    }
-
-    /// By what its frames are known, and the steps that ended in it before the one that it serves.
-    pub(super) fn record(&self, has_counted: bool) -> Record {
-        let earlier = self.served - usize::from(has_counted);
-        Record { container: self.container.clone(), nonce: self.nonce.clone(), earlier }
+    /// Where the engine's copy of its output tells of a step.
+    pub(super) fn record(&self, spec: &AttemptSpec) -> Record {
+        let step = Begun { step: spec.name.to_string(), attempt: spec.attempt };
+        Record { container: self.container.clone(), nonce: self.nonce.clone(), step, was_ready: self.ready }
     }
 
     /// Ends it and removes its container. Returns the container's name when it stays against our will.
@@ -334,24 +295,23 @@ impl Worker {
 pub(super) struct Record {
     pub(super) container: Container,
     pub(super) nonce: Nonce,
-    /// Steps that it served before.
-    pub(super) earlier: usize,
+    pub(super) step: Begun,
+    /// Whether the worker is known to have been ready.
+    pub(super) was_ready: bool,
 }
 
 impl Record {
+    /// Whether the worker said that the step began; none when there is no copy, or its beginning is lost.
+    ///
+    /// # Errors
+    /// [`DockerError`] when the engine is away for longer than anybody waits.
+    pub(super) async fn has_begun(&self) -> Result<Option<bool>, DockerError> {
+        let story = patiently(|| Story::read(&self.container, Some(&self.nonce))).await?;
+        Ok(story.and_then(|story| story.has_begun(&self.step, self.was_ready)))
+    }
+
     /// The worker's word for the end of the step; none when there is none yet, or no copy.
     pub(super) async fn done(&self) -> Option<Done> {
-        let options = LogsOptionsBuilder::new().stdout(true).build();
-        let mut copy = self.container.engine.docker.logs(&self.container.id, Some(options));
-        let mut splitter = Splitter::new(&self.nonce);
-        let mut ends = Vec::new();
-        while let Some(piece) = copy.next().await {
-            splitter.push(piece.ok()?.into_bytes(), |piece| {
-                if let Piece::Frame(Frame::Done(done)) = piece {
-                    ends.push(done);
-                }
-            });
-        }
-        ends.into_iter().nth(self.earlier)
+        Story::read(&self.container, Some(&self.nonce)).await.ok()??.done(&self.step).cloned()
     }
 }

@@ -30,7 +30,7 @@ const JOURNAL_RETRY: Duration = Duration::from_millis(500);
 /// Logs of attempts that are over and for which there was no room wait in memory for it, the newest so many of them.
 const LOGS_WITHOUT_ROOM: usize = 16;
 /// Cleanup of attempts whose outcome is known is waited for so long once every step has its final status.
-const CLEANUP_LIMIT: Duration = Duration::from_secs(60);
+pub const CLEANUP_LIMIT: Duration = Duration::from_secs(60);
 /// The same, for attempts that no kill ended.
 const GIVEN_UP_CLEANUP_LIMIT: Duration = Duration::from_secs(10);
 /// The executor's closing is waited for so long, and when the run was abandoned.

@@ -13,7 +13,7 @@ mod simulate;
 mod sink;
 mod space;
 
-pub use drive::{Order, Resumption, Run, drive, resume};
+pub use drive::{CLEANUP_LIMIT, Order, Resumption, Run, drive, resume};
 pub use executor::{AttemptControl, AttemptSink, AttemptSpec, Executor, LeftAttempt, LogStream, TakeOver};
 pub use logs::AttemptLog;
 pub use notice::{Judgement, Notice, NoticeReceiver, NoticeSender, RunOver, notices};

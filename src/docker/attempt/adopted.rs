@@ -7,7 +7,7 @@ use super::super::outlet::Outlet;
 use super::super::run_args::RunArgs;
 use super::super::survivors::{Kind, Survivor};
 use super::super::worker::Record;
-use super::{Attempt, Exit, Signals, dispose, judge, remove_or_warn, warm, watch};
+use super::{Attempt, Exit, Signals, dispose, judge, release, remove_or_warn, warm, watch};
 use crate::event::{AttemptDetails, Outcome, Usage};
 use crate::runner::AttemptControl;
 
@@ -38,15 +38,16 @@ pub(in super::super) async fn run(
             log.drain().await;
             (judge(attempt, &container, exit, signals.sent).await, None)
         }
-        Kind::Worker { nonce, earlier, shared } => {
-            let (outlet, mut events) = Outlet::after(&nonce, earlier);
+        Kind::Worker { nonce, step, before, shared } => {
+            let (outlet, mut events) = Outlet::of(&nonce, step.clone(), before);
             outlet.call(Arc::clone(&attempt.sink), details);
             let (mut log, is_whole) = Log::again(Arc::clone(&outlet) as _, &container, &*attempt.sink).await;
             if !is_whole {
                 outlet.join();
             }
-            let record = Record { container: container.clone(), nonce, earlier };
-            let done = warm::done_in(&mut events, &record, log.reconnected());
+            let record = Record { container: container.clone(), nonce, step, was_ready: true };
+            let reconnects = log.reconnects();
+            let done = warm::done_in(&mut events, || record.done(), &reconnects);
             let exit = watch(&container, &mut log, done, &mut signals, &mut control).await;
             let (exit, _) = warm::all_output(&log, &mut events, &outlet, exit).await;
             let outcome = judge(attempt, &container, exit.clone(), signals.sent).await;
@@ -58,7 +59,9 @@ pub(in super::super) async fn run(
             (outcome, shared)
         }
     };
-    drop(lease);
+    if let Some(lease) = lease {
+        release(lease, &container, &outcome);
+    }
     attempt.sink.settled(&outcome);
     control.recorded().await;
     let left = match shared {

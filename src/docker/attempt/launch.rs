@@ -1,20 +1,21 @@
 //! An attempt that starts cold: from nothing to a process that runs, in a container of its own.
 //!
-//! An engine that goes away meanwhile is waited for; then what was asked of it is removed and asked for anew. No process is
-//! started that may be running already.
+//! An engine that goes away meanwhile is waited for, and one whose disk is full; then what was asked of it is removed and asked
+//! for anew. No process is started that may be running already.
 
 use std::sync::Arc;
 
 use bollard::container::AttachContainerResults;
 
 use super::super::container::{self, Container, Owner, Place, Unstarted};
-use super::super::engine::{Outage, patiently};
+use super::super::engine::Outage;
 use super::super::error::{self, DockerError};
 use super::super::gpu::GpuLease;
+use super::super::left::Left;
 use super::super::limits::{Limits, Shares};
 use super::super::run_args::RunArgs;
 use super::super::sweep;
-use super::{Attempt, lost, remove_or_warn};
+use super::{Attempt, keep_until_ended, lost};
 use crate::event::Outcome;
 use crate::runner::{AttemptControl, StopForce};
 
@@ -40,48 +41,40 @@ pub(super) struct NotLaunched {
     left: Left,
 }
 
-/// What the engine has of the attempt.
-enum Left {
-    Nothing,
-    /// A container, if the request for it arrived.
-    Perhaps,
-    Container(Container),
-}
-
 /// Why one try came to nothing.
 enum Failure {
     Over(Outcome),
     /// The engine is away, as the text says.
     Away(String),
+    /// Its disk is full.
+    Full(String),
 }
 
 impl From<&DockerError> for Failure {
     fn from(error: &DockerError) -> Self {
-        if error.is_engine_away() { Self::Away(error.to_string()) } else { Self::Over(launch_failed(error)) }
+        match error {
+            error if error.is_engine_away() => Self::Away(error.to_string()),
+            error if error.is_engine_full() => Self::Full(error.to_string()),
+            error => Self::Over(launch_failed(error)),
+        }
     }
 }
 
 impl NotLaunched {
     /// Removes what is left. Returns the name of a container that could not be removed.
     pub(super) async fn clear(self, attempt: &Attempt) -> Option<String> {
-        match self.left {
-            Left::Nothing => None,
-            Left::Container(container) => remove_or_warn(attempt, &container).await,
-            Left::Perhaps => {
-                let removed = patiently(|| sweep::remove_of(&attempt.engine, place(attempt), false)).await;
-                if let Err(error) = removed {
-                    attempt.sink.warning(error::one_line(&error.to_string()));
-                }
-                None
-            }
-        }
+        let (name, error) = self.left.clear(&attempt.engine, place(attempt), false).await.err()?;
+        attempt.sink.warning(error::one_line(&error.to_string()));
+        name
     }
 }
 
-/// Launches the attempt, as often as the engine goes away; all its absences together may take as long as one.
+/// Launches the attempt, as often as the engine goes away; all its absences together may take as long as one. For room on its
+/// disk it is waited as long, from the first time that there was none.
 pub(super) async fn launch(attempt: &Attempt, control: &mut AttemptControl) -> Result<Launched, NotLaunched> {
     let mut left = Left::Nothing;
     let mut outage: Option<Outage> = None;
+    let mut shortage: Option<Outage> = None;
     let mut tries = 0;
     loop {
         tries += 1;
@@ -100,7 +93,19 @@ pub(super) async fn launch(attempt: &Attempt, control: &mut AttemptControl) -> R
                         outage.insert(Outage::new())
                     }
                 };
-                until_back(attempt, control, outage, error).await
+                outage.begin();
+                let cleared = until_cleared(attempt, control, outage, error).await;
+                outage.end();
+                cleared
+            }
+            Failure::Full(error) => {
+                tries -= 1;
+                let shortage = shortage.get_or_insert_with(|| {
+                    let message = format!("the disk of the engine is full, the step waits for room: {error}");
+                    attempt.sink.warning(message);
+                    Outage::new()
+                });
+                until_cleared(attempt, control, shortage, error).await
             }
         };
         match ended {
@@ -110,14 +115,13 @@ pub(super) async fn launch(attempt: &Attempt, control: &mut AttemptControl) -> R
     }
 }
 
-/// Waits until the engine is back and nothing of the attempt is in it.
-async fn until_back(
+/// Waits until the engine can be asked again and nothing of the attempt is in it.
+async fn until_cleared(
     attempt: &Attempt,
     control: &mut AttemptControl,
     outage: &mut Outage,
     error: String,
 ) -> Result<(), Outcome> {
-    outage.begin();
     while !outage.is_too_long() {
         let cleared = async {
             outage.pause().await;
@@ -131,11 +135,10 @@ async fn until_back(
         };
         // Any error is waited out, also one that is no sign of absence: the engine may not be all there yet.
         if cleared.is_ok() {
-            outage.end();
             return Ok(());
         }
     }
-    Err(launch_failed(format!("{error}; the engine was waited for and did not come back")))
+    Err(launch_failed(format!("{error}; that was waited out in vain")))
 }
 
 /// Resolves the image, creates a container, attaches to it and starts it. `left` is what the engine then has of it.
@@ -180,7 +183,14 @@ async fn once(attempt: &Attempt, control: &mut AttemptControl, left: &mut Left) 
     if control.stop_force().is_some() {
         return Err(Failure::Over(Outcome::Stopped));
     }
-    let blind = start(&container, control, left).await?;
+    let blind = match start(&container, control, left).await {
+        Ok(blind) => blind,
+        Err(failure) => {
+            // It may run.
+            keep_until_ended(lease, &container);
+            return Err(failure);
+        }
+    };
     Ok(Launched { container, image_id, attached, stop_signal, blind, lease })
 }
 
@@ -195,7 +205,7 @@ async fn start(container: &Container, control: &mut AttemptControl, left: &mut L
     let Err(error) = container.start().await else { return Ok(false) };
     if !error.is_engine_away() {
         let stopped = control.stop_force().is_some();
-        return Err(Failure::Over(if stopped { Outcome::Stopped } else { launch_failed(error) }));
+        return Err(if stopped { Failure::Over(Outcome::Stopped) } else { Failure::from(&error) });
     }
     let unstarted = tokio::select! {
         biased;

@@ -3,10 +3,8 @@
 //! Until the worker says that the step began, everything that goes wrong with it ends in a cold start: the step is started
 //! twice under no circumstances.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -14,10 +12,10 @@ use super::super::container::Found;
 use super::super::engine::patiently;
 use super::super::error::DockerError;
 use super::super::frames::Done;
-use super::super::log::Log;
+use super::super::log::{Log, Reconnects};
 use super::super::outlet::{Event, Outlet};
 use super::super::pool::{Lease, Taken};
-use super::super::worker::{NEVER_BEGAN, Record, Worker};
+use super::super::worker::{NEVER_BEGAN, Worker};
 use super::{Attempt, EXIT_PATIENCE, Exit, Signals, dispose, has_ended, judge, lost, wait_once, watch};
 use crate::event::{Outcome, Usage};
 use crate::runner::{AttemptControl, StopForce};
@@ -31,6 +29,9 @@ const END_PATIENCE: Duration = Duration::from_secs(2);
 /// The pauses between looks into a copy of the output grow from this to that.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 const LAST_LOOK: Duration = Duration::from_secs(30);
+
+/// So long after a reconnection the copy has everything that was written before.
+const COPY_DELAY: Duration = Duration::from_secs(30);
 
 /// How an attempt begins.
 pub(super) enum Beginning {
@@ -106,20 +107,21 @@ async fn begin_in(attempt: &Attempt, taken: Taken, control: &mut AttemptControl)
                     return Beginning::Cold;
                 }
                 Event::Ready | Event::Done(_) | Event::Complete => {}
-                Event::Ended => return ended(worker, lease).await,
+                Event::Ended => return ended(attempt, worker, lease).await,
             },
             () = control.stop_requested(force) => {
                 lease.retire(worker);
                 return Beginning::Over(Outcome::Stopped);
             }
-            () = sleep_until(deadline) => return ended(worker, lease).await,
+            () = sleep_until(deadline) => return ended(attempt, worker, lease).await,
         }
     }
 }
 
 /// No word of the beginning has come, and none is waited for: the worker died or never got ready, or the word was lost with
 /// the connection.
-async fn ended(worker: Worker, lease: Lease) -> Beginning {
+async fn ended(attempt: &Attempt, worker: Worker, lease: Lease) -> Beginning {
+    let record = worker.record(&attempt.spec);
     let is_cut_off = worker.is_cut_off().await;
     let mut state = patiently(|| worker.container.inspect()).await;
     if runs(&state) {
@@ -127,14 +129,14 @@ async fn ended(worker: Worker, lease: Lease) -> Beginning {
         drop(timeout(END_PATIENCE, wait_once(&worker.container)).await);
         state = patiently(|| worker.container.inspect()).await;
     }
-    let killed = runs(&state) && !matches!(worker.has_begun().await, Ok(Some(true)));
+    let killed = runs(&state) && !matches!(record.has_begun().await, Ok(Some(true)));
     if killed {
         // It may read its go at any moment; nothing but its end makes sure that it does not.
         drop(worker.container.signal("SIGKILL").await);
         drop(timeout(END_PATIENCE, wait_once(&worker.container)).await);
         state = patiently(|| worker.container.inspect()).await;
     }
-    let (code, told) = match (state, worker.has_begun().await) {
+    let (code, told) = match (state, record.has_begun().await) {
         (Ok(Found::Here(state)), Ok(told)) if !has_ended(&state) && !killed => (None, told),
         (Ok(Found::Here(state)), Ok(told)) => (state.exit_code, told),
         (Ok(Found::Gone), _) => (Some(NEVER_BEGAN), None),
@@ -177,7 +179,7 @@ pub(super) async fn run(
     mut control: AttemptControl,
 ) -> (Outcome, Option<String>) {
     let Serving { mut worker, lease, blind } = *serving;
-    let record = worker.record(!blind);
+    let record = worker.record(&attempt.spec);
     if blind {
         worker.outlet.begin();
         if worker.log.reconnect(&worker.container).await.is_ok() {
@@ -189,7 +191,8 @@ pub(super) async fn run(
     // Its process waited long enough to have its handlers.
     let mut signals = Signals::new(attempt, &container, &stop_signal, child, None);
     let Worker { log, events, .. } = &mut worker;
-    let done = done_in(events, &record, log.reconnected());
+    let reconnects = log.reconnects();
+    let done = done_in(events, || record.done(), &reconnects);
     let exit = watch(&container, log, done, &mut signals, &mut control).await;
     let Worker { log, events, outlet, .. } = &mut worker;
     let (exit, complete) = all_output(log, events, outlet, exit).await;
@@ -217,7 +220,14 @@ pub(super) async fn run(
 
 /// The worker's word for the end of its step. After a connection was lost, what came before the next one is looked for in the
 /// engine's copy: a worker whose input an engine left open when it restarted would wait for another step, and never end.
-pub(super) async fn done_in(events: &mut UnboundedReceiver<Event>, record: &Record, reconnected: Arc<Notify>) -> Done {
+pub(super) async fn done_in<F>(
+    events: &mut UnboundedReceiver<Event>,
+    look: impl Fn() -> F,
+    reconnects: &Reconnects,
+) -> Done
+where
+    F: Future<Output = Option<Done>>,
+{
     let told = async {
         loop {
             match events.recv().await {
@@ -228,15 +238,21 @@ pub(super) async fn done_in(events: &mut UnboundedReceiver<Event>, record: &Reco
         }
     };
     let copied = async {
-        reconnected.notified().await;
-        let mut pause = FIRST_LOOK;
         loop {
-            if let Some(done) = record.done().await {
-                return done;
+            reconnects.next().await;
+            let (mut pause, enough) = (FIRST_LOOK, Instant::now() + COPY_DELAY);
+            loop {
+                // The copy is a little later than the output.
+                let is_last = reconnects.follows() && Instant::now() >= enough;
+                if let Some(done) = look().await {
+                    return done;
+                }
+                if is_last {
+                    break;
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(LAST_LOOK);
             }
-            // The copy is a little later than the output.
-            sleep(pause).await;
-            pause = (pause * 2).min(LAST_LOOK);
         }
     };
     tokio::select! {
@@ -281,4 +297,34 @@ async fn end_of(attempt: &Attempt, worker: Worker, outcome: &Outcome, may_run: b
     }
     drop(worker);
     dispose(attempt, &container, outcome).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_copy_is_read_for_as_long_as_it_may_know_more_than_the_connection() {
+        for (follows, least, most) in [(true, 2, 8), (false, 100, 200)] {
+            let (_events, mut receiver) = mpsc::unbounded_channel();
+            let (reconnects, looks) = (Reconnects::default(), Cell::new(0));
+            let look = || {
+                looks.set(looks.get() + 1);
+                std::future::ready(None)
+            };
+            reconnects.tell(follows);
+            let hour = Duration::from_secs(3600);
+            assert!(timeout(hour, done_in(&mut receiver, &look, &reconnects)).await.is_err());
+            assert!((least..=most).contains(&looks.get()), "{follows}: {}", looks.get());
+            // The next one is looked after anew.
+            let before = looks.get();
+            reconnects.tell(true);
+            assert!(timeout(hour, done_in(&mut receiver, &look, &reconnects)).await.is_err());
+            assert!(looks.get() > before, "{follows}");
+        }
+    }
 }

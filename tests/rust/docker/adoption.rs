@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 
 use super::fixture::{Fixture, Memory};
 use super::outage::{Line, socket};
+use super::warm::small_log;
 
 /// Somebody who drives a run and dies.
 struct Owner {
@@ -211,7 +212,8 @@ async fn a_step_in_a_worker_is_followed_to_its_end() {
         let died = owner.die();
         let heir = heir(died, &["sleep 4000"]).await;
         let (outcome, memory) = adopt(&heir, 1, "sleep 4000").await;
-        assert_eq!((outcome, memory.text().as_str()), (Some(Outcome::Completed), "ready\n"), "{isolation}");
+        let seen = (outcome, memory.text(), memory.warnings());
+        assert_eq!(seen, (Some(Outcome::Completed), "ready\n".into(), Vec::new()), "{isolation}");
         assert!(memory.started().unwrap().warm);
         assert_eq!(memory.usage().len(), 1, "{isolation}");
         assert!(heir.close().await.is_empty());
@@ -259,6 +261,27 @@ async fn two_steps_are_read_out_of_the_worker_that_served_both() {
     let (first, second) = tokio::join!(adopt(&heir, 0, "say hello"), adopt(&heir, 1, "sleep 700"));
     assert_eq!((first.0, first.1.text().as_str()), (Some(Outcome::Completed), "hello\n"));
     assert_eq!((second.0, second.1.text().as_str()), (Some(Outcome::Completed), "ready\n"));
+    assert!(heir.close().await.is_empty());
+    fixture.leaves_nothing().await;
+}
+
+/// Steps are known by their names, not by their number in a copy that has lost its beginning.
+#[tokio::test]
+async fn a_step_in_a_worker_is_found_in_a_copy_that_lost_its_beginning() {
+    let Some(fixture) = Fixture::new("adopt-rotated").await else { return };
+    let steps = ["both 2000", "sleep 4000"];
+    let mut containers = warm(&fixture, &steps, "process", &[]);
+    for container in containers.values_mut() {
+        let arguments = small_log()["run_args"].as_object().unwrap().clone();
+        container.run_args = arguments.into_iter().collect();
+    }
+    let owner = Owner::new(&fixture, &containers).await;
+    owner.launch(spec(0, "both 2000")).until_settled().await;
+    owner.launch(spec(1, "sleep 4000")).until_ready().await;
+    let heir = heir(owner.die(), &["sleep 4000"]).await;
+    let (outcome, memory) = adopt(&heir, 1, "sleep 4000").await;
+    let seen = (outcome, memory.text(), memory.stderr(), memory.warnings());
+    assert_eq!(seen, (Some(Outcome::Completed), "ready\n".into(), String::new(), Vec::new()));
     assert!(heir.close().await.is_empty());
     fixture.leaves_nothing().await;
 }

@@ -30,6 +30,12 @@ struct Wire {
     engine: PathBuf,
     /// Requests whose first line has this in it are answered with an error.
     refused: Option<&'static str>,
+    /// The first lines of the requests.
+    asked: Mutex<Vec<String>>,
+    /// Requests whose first line has this in it are answered as by an engine without room on its disk.
+    full: Mutex<Option<&'static str>>,
+    /// Answers to requests whose first line has this in it come so much later.
+    slow: Mutex<Option<(&'static str, Duration)>>,
     /// So many connections are still to be cut by a request that looks at one container.
     cuts: AtomicU32,
     /// The next request whose first line has this in it cuts the line.
@@ -72,6 +78,21 @@ impl Line {
     /// The next request whose first line has this in it cuts the line.
     pub(super) fn set_trap(&self, request: &'static str, cut: Cut) {
         *self.wire.trap.lock().unwrap() = Some((request, cut));
+    }
+
+    /// From now on, the engine has no room for what a request with this in its first line asks, or has it again.
+    pub(super) fn set_full(&self, request: Option<&'static str>) {
+        *self.wire.full.lock().unwrap() = request;
+    }
+
+    /// From now on, the engine's answer to a request with this in its first line comes so much later.
+    pub(super) fn set_slow(&self, request: &'static str, pause: Duration) {
+        *self.wire.slow.lock().unwrap() = Some((request, pause));
+    }
+
+    /// How many requests had this in their first line.
+    pub(super) fn asked(&self, request: &str) -> usize {
+        self.wire.asked.lock().unwrap().iter().filter(|line| line.contains(request)).count()
     }
 
     /// From now on, the engine does not see that connections are cut, as one that leaves its containers running when it
@@ -124,9 +145,10 @@ async fn hand_on(near: UnixStream, far: UnixStream, wire: &Arc<Wire>) -> std::io
     let (mut from_near, mut to_near) = near.into_split();
     let (mut from_far, mut to_far) = far.into_split();
     let is_trapped = Arc::new(AtomicBool::new(false));
+    let pause = Arc::new(Mutex::new(Duration::ZERO));
     // Dropped with this future, and with it the way back is cut.
     let mut back = tokio::task::JoinSet::new();
-    let (own_wire, trapped) = (Arc::clone(wire), Arc::clone(&is_trapped));
+    let (own_wire, trapped, own_pause) = (Arc::clone(wire), Arc::clone(&is_trapped), Arc::clone(&pause));
     back.spawn(async move {
         let mut bytes = vec![0; 64 * 1024];
         while let Ok(count) = from_far.read(&mut bytes).await
@@ -136,6 +158,8 @@ async fn hand_on(near: UnixStream, far: UnixStream, wire: &Arc<Wire>) -> std::io
                 own_wire.trapped.notify_one();
                 std::future::pending::<()>().await;
             }
+            let pause = std::mem::take(&mut *own_pause.lock().unwrap());
+            tokio::time::sleep(pause).await;
             if to_near.write_all(&bytes[..count]).await.is_err() {
                 break;
             }
@@ -144,7 +168,11 @@ async fn hand_on(near: UnixStream, far: UnixStream, wire: &Arc<Wire>) -> std::io
     });
     let mut bytes = vec![0; 64 * 1024];
     loop {
-        let count = from_near.read(&mut bytes).await?;
+        let count = tokio::select! {
+            count = from_near.read(&mut bytes) => count?,
+            // The engine hangs up.
+            _ = back.join_next() => return Ok(()),
+        };
         let text = String::from_utf8_lossy(&bytes[..count]);
         let request = text.lines().next().filter(|line| line.ends_with("HTTP/1.1")).unwrap_or_default();
         let looks = request.contains("/logs?") || request.contains("/json") && !request.contains("/containers/json");
@@ -161,11 +189,23 @@ async fn hand_on(near: UnixStream, far: UnixStream, wire: &Arc<Wire>) -> std::io
             Some((_, Cut::After)) => is_trapped.store(true, Ordering::SeqCst),
             None => {}
         }
-        if wire.refused.is_some_and(|part| request.contains(part)) {
+        if !request.is_empty() {
+            wire.asked.lock().unwrap().push(request.to_owned());
+        }
+        if let Some((part, later)) = *wire.slow.lock().unwrap()
+            && request.contains(part)
+        {
+            *pause.lock().unwrap() = later;
+        }
+        let is_full = wire.full.lock().unwrap().is_some_and(|part| request.contains(part));
+        if is_full || wire.refused.is_some_and(|part| request.contains(part)) {
             to_far.shutdown().await?;
             let Some(to_near) = back.join_next().await else { return Ok(()) };
             let mut to_near = to_near?;
-            let answer = "{\"message\": \"no such controller\"}";
+            let answer = match is_full {
+                true => "{\"message\": \"write /var/lib/docker/x: no space left on device\"}",
+                false => "{\"message\": \"no such controller\"}",
+            };
             let head = "HTTP/1.1 500 No\r\nConnection: close\r\nContent-Type: application/json";
             let length = answer.len();
             return to_near.write_all(format!("{head}\r\nContent-Length: {length}\r\n\r\n{answer}").as_bytes()).await;
@@ -272,6 +312,29 @@ async fn a_step_that_is_launched_while_the_engine_is_away_starts_once_it_is_back
     assert_eq!(memory.warnings().len(), 1, "{:?}", memory.warnings());
     assert!(executor.close().await.is_empty());
     fixture.leaves_nothing().await;
+}
+
+/// It is waited for, and nothing of the tries in vain stays.
+#[tokio::test]
+async fn a_step_that_is_launched_while_the_disk_of_the_engine_is_full_starts_once_it_has_room() {
+    for (at, request) in ["/containers/create", "/start"].into_iter().enumerate() {
+        let Some((fixture, line, executor)) = behind_a_line(&format!("full-{at}"), &["say", "hello"]).await else {
+            return;
+        };
+        line.set_full(Some(request));
+        let running = Running::launch(executor.clone(), "step", 1, Demand::default());
+        running.memory.until_warned().await;
+        // Longer than a launch is tried again on an engine that goes away.
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        line.set_full(None);
+        let (outcome, memory) = running.end().await;
+        assert_eq!((outcome, memory.text().as_str()), (Outcome::Completed, "hello\n"), "{request}");
+        let warnings = memory.warnings();
+        assert!(warnings[0].starts_with("the disk of the engine is full, the step waits for room: "), "{warnings:?}");
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(executor.close().await.is_empty());
+        fixture.leaves_nothing().await;
+    }
 }
 
 /// Whatever the engine was asked for when it went away, and whether it did that, the step runs once and all of it is seen.

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{OnceLock, mpsc};
+use std::sync::{Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
 
@@ -156,6 +156,8 @@ unsafe extern "C" {
 
 static NONCE: OnceLock<String> = OnceLock::new();
 static CHILD: AtomicI32 = AtomicI32::new(0);
+/// Fields of the frames that name the step.
+static STEP: Mutex<String> = Mutex::new(String::new());
 
 fn frame(descriptor: i32, json: &str) {
     let frame = format!("\0step-engine {} {json}\n", NONCE.get().unwrap());
@@ -167,8 +169,9 @@ fn done(code: i32, signal: i32, damaged: bool) {
     let out_of_memory = signal == 9 && fs::read_to_string("/sys/fs/cgroup/memory/memory.oom_control")
         .or_else(|_| fs::read_to_string("/sys/fs/cgroup/memory.events"))
         .is_ok_and(|text| text.lines().any(|line| line.starts_with("oom_kill ") && line != "oom_kill 0"));
+    let step = STEP.lock().unwrap().clone();
     let json = format!(
-        "{{\"event\": \"done\", \"code\": {code}, \"signal\": {signal}, \"oom\": {out_of_memory}, \
+        "{{\"event\": \"done\", {step}, \"code\": {code}, \"signal\": {signal}, \"oom\": {out_of_memory}, \
          \"peak_memory_bytes\": 4711, \"seconds\": 0.5, \"damaged\": {damaged}}}"
     );
     frame(1, &json);
@@ -199,7 +202,13 @@ fn worker(arguments: &[String]) {
     thread::spawn(move || {
         for line in std::io::stdin().lines().map_while(Result::ok) {
             match field(&line, "number").map(|number| number.parse().unwrap()) {
-                Some(number) if !deaf => drop(unsafe { kill(-CHILD.load(Ordering::SeqCst), number) }),
+                Some(number) if !deaf => {
+                    // The step was told to have begun a moment before there is a process that a signal can go to.
+                    while CHILD.load(Ordering::SeqCst) == 0 {
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    unsafe { kill(-CHILD.load(Ordering::SeqCst), number) };
+                }
                 Some(_) => {}
                 None => {
                     let go = (field(&line, "step").unwrap().to_owned(), field(&line, "attempt").unwrap().to_owned());
@@ -243,7 +252,9 @@ fn worker(arguments: &[String]) {
             Ok(step) => Some(step),
         });
         let Some((name, attempt)) = next else { process::exit(75) };
-        let started = format!("{{\"event\": \"started\", \"step\": \"{name}\", \"attempt\": {attempt}}}");
+        let of = format!("\"step\": \"{name}\", \"attempt\": {attempt}");
+        let started = format!("{{\"event\": \"started\", {of}}}");
+        *STEP.lock().unwrap() = of;
         let command: Vec<String> = match value("run=") {
             Some(command) => command.split(',').map(str::to_owned).collect(),
             None => name.split(' ').map(str::to_owned).collect(),
@@ -255,13 +266,14 @@ fn worker(arguments: &[String]) {
             std::io::stdout().flush().unwrap();
             process::exit(0);
         }
+        CHILD.store(0, Ordering::SeqCst);
+        // Before anything that it writes.
+        frame(1, &started);
         let mut child = process::Command::new("/proc/self/exe");
         child.args(&command).stdin(process::Stdio::null());
         unsafe { child.pre_exec(|| if setsid() < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }) };
         let mut child = child.spawn().unwrap();
         CHILD.store(child.id() as i32, Ordering::SeqCst);
-        // Not before there is a process that a signal can go to.
-        frame(1, &started);
         let status = child.wait().unwrap();
         let signal = status.signal().unwrap_or(0);
         let code = status.code().unwrap_or(128 + signal);

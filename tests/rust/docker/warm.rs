@@ -117,6 +117,11 @@ fn warm(isolation: &str, options: &[&str]) -> Value {
     json!({"isolation": isolation, "entrypoint": ["/probe"], "command": command})
 }
 
+/// Run arguments for a copy of the output that soon loses its beginning.
+pub(super) fn small_log() -> Value {
+    json!({"run_args": {"log_config": {"Type": "json-file", "Config": {"max-size": "20k", "max-file": "1"}}}})
+}
+
 /// The rules of every executor, for steps that were prepared.
 struct Prepared {
     fixture: Fixture,

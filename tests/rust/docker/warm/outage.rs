@@ -195,8 +195,57 @@ async fn an_engine_that_goes_away_while_limits_are_set_is_asked_for_them_again()
         assert_eq!((outcome, memory.text().as_str()), (Outcome::Completed, "a\n"), "{isolation}");
         let warnings = memory.warnings();
         assert!(!warnings.iter().any(|text| text.contains("limits")), "{isolation}: {warnings:?}");
+        // Workers are made as before: with the shares of warming up, which are changed when they are ready.
+        bench.prepare("say b");
+        bench.until_awake(1).await;
+        let (outcome, memory) = bench.launch("say b").end().await;
+        assert_eq!((outcome, memory.text().as_str()), (Outcome::Completed, "b\n"), "{isolation}");
+        assert!(memory.started().unwrap().warm, "{isolation}");
         bench.ends().await;
     }
+}
+
+/// A worker that dies before it is greeted is no engine that is away: the step does without from then on.
+#[tokio::test]
+async fn a_worker_that_dies_before_it_is_greeted_is_not_made_again() {
+    let Some(fixture) = Fixture::new("warm-greet").await else { return };
+    let Some(socket) = socket(&fixture) else { return };
+    let (line, engine) = Line::to(&socket, "warm-greet").await;
+    // Its command is none of a worker.
+    let fields = json!({"warm": {"isolation": "container", "entrypoint": ["/probe"], "command": ["exit", "1"]}});
+    let step = ("say hello".to_owned(), fixture.container(&["say", "hello"], fields));
+    let executor = fixture.executor_on(engine, [step], None);
+    line.set_slow("/start", Duration::from_secs(2));
+    for attempt in 1..3 {
+        let spec =
+            AttemptSpec { step: StepIndex::new(0), name: "say hello".into(), attempt, demand: Demand::default() };
+        let (outcome, memory) = Running::launch_spec(executor.clone(), spec, None).end().await;
+        assert_eq!((outcome, memory.text().as_str()), (Outcome::Completed, "hello\n"));
+    }
+    assert_eq!(line.asked("/containers/create"), 3, "one worker, and a container for each attempt");
+    assert!(executor.close().await.is_empty());
+    fixture.leaves_nothing().await;
+}
+
+/// The end of a step is found by its name where the engine's copy of the output has lost that of the steps before.
+#[tokio::test]
+async fn the_end_of_a_warm_step_is_found_in_a_copy_that_lost_its_beginning() {
+    let Some(fixture) = Fixture::new("warm-rotated").await else { return };
+    let Some(socket) = socket(&fixture) else { return };
+    let (mut line, engine) = Line::to(&socket, "warm-rotated").await;
+    let steps = ["both 2000", "sleep 1500", "say never"];
+    let bench = Bench::on(fixture, engine, "process", &[], small_log(), &steps);
+    line.cut_unseen();
+    bench.prepare("both 2000");
+    bench.until_awake(1).await;
+    assert_eq!(bench.launch("both 2000").end().await.0, Outcome::Completed);
+    let running = bench.launch("sleep 1500");
+    running.memory.until_ready().await;
+    line.cut().await;
+    pause(3000).await;
+    line.connect();
+    assert_eq!(running.end().await.0, Outcome::Completed);
+    bench.ends().await;
 }
 
 /// An engine that restarts and leaves its containers running leaves their inputs open, too. A shared worker whose step ended
