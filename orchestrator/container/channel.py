@@ -23,8 +23,8 @@ NEVER_BEGAN = 75
 
 _READ_BYTES = 65536
 _SENTENCE_CHARACTERS = 200
-"""A frame must be written in one piece, so it stays below 4096 bytes (PIPE_BUF), a step's name included; JSON takes up to
-12 per character."""
+"""A frame must be written in one piece, so it stays below 4096 bytes (PIPE_BUF), a step's name included. JSON takes up
+to 12 bytes per character."""
 
 
 class ChannelError(Exception):
