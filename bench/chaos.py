@@ -38,6 +38,7 @@ from second_engine import NoSecondEngineError, SecondEngine
 
 ROOT = Path(__file__).resolve().parent.parent
 FAULTS = ("owner", "container", "engine", "database", "second")
+KINDS = ("container", "process", "dynamic")
 LOCK_SECONDS = 30
 RUN_SECONDS = 900
 """A run that takes longer is broken."""
@@ -49,6 +50,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20, help="steps of each (default: 20)")
     parser.add_argument("--seed", type=int, default=1, help="of the pipelines and the faults (default: 1)")
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=["container", "process"], help="isolation, or dynamic pipelines"
+    )
     parser.add_argument("--image", required=True, help="image with zenml")
     parser.add_argument(
         "--minutes", type=float, default=math.inf, help="begin no run after so long (default: no limit)"
@@ -79,21 +83,21 @@ def main() -> int:
         chaos.child("setup")
         end = time.monotonic() + arguments.minutes * 60
         for at in range(arguments.runs):
-            # Every fault in both isolation modes, that of the engine also with both ways to restart it.
+            # Every fault with every kind, that of the engine also with both ways to restart it.
             before, place = divmod(at, len(faults))
             fault = faults[place]
-            isolation = ("container", "process")[(before + place) % 2]
-            keep = bool(before // 2 % 2)
+            kind = arguments.kinds[(before + place) % len(arguments.kinds)]
+            keep = bool(before // len(arguments.kinds) % 2)
             begun = time.monotonic()
             if begun > end:
                 break
             try:
-                what = chaos.one(arguments.seed * 10_000 + at, fault, isolation, keep=keep)
+                what = chaos.one(arguments.seed * 10_000 + at, fault, kind, keep=keep)
                 good[fault] += 1
             except (BrokenError, subprocess.SubprocessError) as error:
                 what = f"BROKEN: {error}"
                 bad[fault] += 1
-            print(f"{at + 1:4} {fault:10} {isolation:10} {time.monotonic() - begun:6.0f} s  {what}", flush=True)
+            print(f"{at + 1:4} {fault:10} {kind:10} {time.monotonic() - begun:6.0f} s  {what}", flush=True)
         left = chaos.tidy()
     print("\nfault       runs  right")
     for fault in faults:
@@ -144,13 +148,13 @@ class Chaos:
             raise BrokenError(f"{' '.join(arguments)} failed:\n{output[-3000:]}")
         return json.loads(lines[-1].removeprefix(MARK))
 
-    def one(self, seed: int, fault: str, isolation: str, *, keep: bool) -> str:
+    def one(self, seed: int, fault: str, kind: str, *, keep: bool) -> str:
         """One run, one fault. Returns what was seen.
 
         Args:
             seed: Of the pipeline and the fault.
             fault: One of `FAULTS`.
-            isolation: How steps are isolated.
+            kind: One of `KINDS`.
             keep: Whether containers go on while the engine restarts.
 
         Raises:
@@ -162,7 +166,7 @@ class Chaos:
             self._second_engine.keep_containers(keep)
         before = set(self._runs())
         log = self._sources / f"{seed}.log"
-        arguments = ("run", str(seed), str(self._steps), isolation, self._image)
+        arguments = ("run", str(seed), str(self._steps), kind, self._image)
         with log.open("wb") as output:
             owner = self._start(*arguments, output=output)
             run = self._until(lambda: next(iter(set(self._runs()) - before), None), owner, "the run's folder")

@@ -6,12 +6,10 @@ Arguments: `setup`, `run SEED STEPS ISOLATION IMAGE`, or `check RUN`.
 from __future__ import annotations
 
 import json
-import random
 import sys
 import time
 
 MARK = "chaos.py: "
-RETRIES = 3
 
 
 def setup() -> dict[str, str]:
@@ -35,26 +33,24 @@ def setup() -> dict[str, str]:
 
 def run(seed: int, count: int, isolation: str, image: str) -> dict[str, str]:
     """Runs a random DAG; the same seed gives the same."""
-    from chaos_steps import work
+    from chaos_steps import again, grown, random_dag, work
     from zenml import pipeline
     from zenml.config import DockerSettings
-    from zenml.config.retry_config import StepRetryConfig
 
-    chance = random.Random(seed)
-    upstream = [sorted(chance.sample(range(at), min(at, chance.choice((0, 1, 1, 2))))) for at in range(count)]
-    seconds = [round(chance.uniform(0.1, 3.0), 1) for _ in range(count)]
+    docker = DockerSettings(parent_image=image, skip_build=True)
+    if isolation == "dynamic":
+        grown.with_options(settings={"docker": docker, "orchestrator": {"max_parallelism": 3}})(seed, count)
+        return {}
+    upstream, seconds = random_dag(seed, count)
 
     @pipeline(
         enable_cache=False,
-        settings={
-            "docker": DockerSettings(parent_image=image, skip_build=True),
-            "orchestrator": {"isolation": isolation, "max_parallelism": 3},
-        },
+        settings={"docker": docker, "orchestrator": {"isolation": isolation, "max_parallelism": 3}},
     )
     def chaos() -> None:
-        again = work.with_options(retry=StepRetryConfig(max_retries=RETRIES, delay=1, backoff=1))
+        each = work.with_options(retry=again())
         for at in range(count):
-            again(seconds[at], id=f"s{at}", after=[f"s{up}" for up in upstream[at]])
+            each(seconds[at], id=f"s{at}", after=[f"s{up}" for up in upstream[at]])
 
     chaos()
     return {}
