@@ -84,9 +84,9 @@ def deploy(
     """
     from step_engine import compile_asl
 
-    durations = aws_plan.steady_seconds(expected_seconds, settings.synchronization)
+    durations = aws_plan.steady_seconds(expected_seconds, settings.synchronization, settings.max_parallelism)
     # The plan must not know the run: equal pipelines make equal machines.
-    plan = build_plan(snapshot, "", None, step_settings, durations)
+    plan = build_plan(snapshot, "", settings.max_parallelism, step_settings, durations)
 
     def options(definitions: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         return aws_plan.asl_options(

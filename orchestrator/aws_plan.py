@@ -303,17 +303,20 @@ def task(
     return described
 
 
-def steady_seconds(seconds: Mapping[str, float], synchronization: str) -> dict[str, float]:
+def steady_seconds(
+    seconds: Mapping[str, float], synchronization: str, max_parallelism: int | None = None
+) -> dict[str, float]:
     """Rounds durations of earlier runs, which would make another machine after each run.
 
     Args:
         seconds: Durations.
         synchronization: How the machine is made; only added waits depend on durations.
+        max_parallelism: How many steps may run at once. A limit adds waits.
 
     Returns:
         Powers of two, or nothing.
     """
-    if synchronization == "exact":
+    if synchronization == "exact" and max_parallelism is None:
         return {}
     return {name: 2.0 ** max(round(value).bit_length(), 1) for name, value in seconds.items()}
 

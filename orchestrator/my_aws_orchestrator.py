@@ -287,8 +287,10 @@ class StepFunctionsOrchestrator(ContainerizedOrchestrator):
 
         Raises:
             PipelineSubmissionError: The pipeline has a schedule; ZenML removes its row.
+            PlanError: A setting is for static pipelines only.
             RuntimeError: There is no run to report to.
         """
+        from step_engine.errors import PlanError
         from zenml.orchestrators.exceptions import PipelineSubmissionError
 
         from orchestrator import aws_dynamic
@@ -299,6 +301,14 @@ class StepFunctionsOrchestrator(ContainerizedOrchestrator):
             )
         if placeholder_run is None:
             raise RuntimeError("There is no run to report to.")
+        settings = cast(StepFunctionsOrchestratorSettings, self.get_settings(snapshot))
+        if settings.max_parallelism is not None:
+            raise PlanError(
+                "max_parallelism: a dynamic pipeline on Step Functions starts an isolated step when its code does. "
+                "Remove the setting, and let the pipeline's function wait for results before it submits more.",
+                None,
+                "max_parallelism",
+            )
         return aws_dynamic.submit(
             self, self._session(), snapshot, placeholder_run, stack=stack, environment=environment
         )

@@ -25,8 +25,8 @@ class CapacityProvider(BaseModel):
 class StepFunctionsOrchestratorSettings(BaseSettings):
     """Settings of the Step Functions orchestrator: on the component, for a pipeline, or for a step.
 
-    `synchronous`, `synchronization`, `auto_threshold` and `execution_timeout_seconds` are settings of the whole run and
-    are ignored on single steps.
+    `synchronous`, `synchronization`, `auto_threshold`, `max_parallelism` and `execution_timeout_seconds` are settings
+    of the whole run and are ignored on single steps.
     """
 
     synchronous: bool = Field(
@@ -39,6 +39,11 @@ class StepFunctionsOrchestratorSettings(BaseSettings):
     )
     auto_threshold: float = Field(
         default=0.02, ge=0, le=1, description="With `auto`: share of the critical path that added waits may cost."
+    )
+    max_parallelism: PositiveInt | None = Field(
+        default=None,
+        description="How many steps of a run may run at the same time. What would be more waits for its turn, not for "
+        "the success of what is before it. Static pipelines only. Default: as many as the dependencies allow.",
     )
     execution_timeout_seconds: PositiveInt | None = Field(
         default=None, le=31_536_000, description="The whole execution fails after so many seconds. Default: no limit."

@@ -84,7 +84,8 @@ def _compiled(pipeline: Pipeline, config: str | None) -> tuple[dict[str, Any], d
         settings = _settings([*levels, (in_file.settings if in_file else None) or {}])
         timed[step] = StepFunctionsOrchestratorSettings(timeout_seconds=settings.get("timeout_seconds"))
         steps[step] = {**_renamed(settings, _TASK), "command": command(step)}
-    plan = build_plan(snapshot, "", None, timed, {})  # pyright: ignore[reportArgumentType] (the same fields)
+    limit = whole.get("max_parallelism")
+    plan = build_plan(snapshot, "", limit, timed, {})  # pyright: ignore[reportArgumentType] (the same fields)
     return plan, {**_renamed(whole, _MACHINE), "steps": steps}
 
 

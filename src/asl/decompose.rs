@@ -5,10 +5,10 @@
 
 use super::barrier::{self, Wait};
 use super::graph::Reduced;
-use super::limits;
 use super::options::Synchronization;
-use super::prime;
 use super::tree::{Kind, Part};
+use super::width::Inside;
+use super::{lanes, limits, prime};
 
 /// What the decomposition yields.
 #[derive(Debug)]
@@ -21,50 +21,64 @@ pub struct Decomposition {
     pub waits: Vec<Wait>,
     /// For each node the upstreams that only a barrier separates it from.
     pub guards: Vec<Vec<u32>>,
+    /// Whether a part was too wide for the places that it has.
+    pub laned: bool,
     /// Levels inside each other. Above the limit the tree is not complete.
     pub depth: u32,
     /// A node of the deepest level.
     pub deepest: u32,
 }
 
+/// How to decompose.
+#[derive(Debug, Clone, Copy)]
+pub struct Ways {
+    pub synchronization: Synchronization,
+    /// What `auto` may lose, in seconds.
+    pub budget: f64,
+    /// How many steps may run at once.
+    pub places: usize,
+    /// Whether there is a place for signals.
+    pub signals: bool,
+}
+
 pub struct Decomposer<'a> {
     pub graph: &'a Reduced,
     pub seconds: &'a [f64],
-    synchronization: Synchronization,
-    /// What `auto` may still lose, in seconds.
-    budget: f64,
+    /// What is left of the budget, and the places of the present part; no limit where it is narrow enough.
+    ways: Ways,
     /// Which part a node belongs to at the moment.
     part_of: Vec<u32>,
     parts: u32,
     pub token_edges: usize,
     pub waits: Vec<Wait>,
     pub guards: Vec<Vec<u32>>,
+    laned: bool,
     level: u32,
     depth: u32,
     deepest: u32,
 }
 
-/// Decomposes the whole DAG. `seconds` are the expected durations, `budget` the seconds that `auto` may lose.
-pub fn decompose(graph: &Reduced, seconds: &[f64], synchronization: Synchronization, budget: f64) -> Decomposition {
+/// Decomposes the whole DAG. `seconds` are the expected durations.
+pub fn decompose(graph: &Reduced, seconds: &[f64], ways: Ways) -> Decomposition {
     let count = graph.steps.len();
     let mut decomposer = Decomposer {
         graph,
         seconds,
-        synchronization,
-        budget,
+        ways,
         part_of: vec![0; count],
         parts: 0,
         token_edges: 0,
         waits: Vec::new(),
         guards: vec![Vec::new(); count],
+        laned: false,
         level: 0,
         depth: 0,
         deepest: 0,
     };
     #[expect(clippy::cast_possible_truncation, reason = "positions of a plan fit in 32 bits")]
     let root = decomposer.part((0..count as u32).collect());
-    let Decomposer { token_edges, waits, guards, depth, deepest, .. } = decomposer;
-    Decomposition { root, token_edges, waits, guards, depth, deepest }
+    let Decomposer { token_edges, waits, guards, laned, depth, deepest, .. } = decomposer;
+    Decomposition { root, token_edges, waits, guards, laned, depth, deepest }
 }
 
 impl Decomposer<'_> {
@@ -92,43 +106,108 @@ impl Decomposer<'_> {
         self.level
     }
 
+    /// Parts that follow each other in a lane of so many places.
+    pub fn parts_on(&mut self, places: usize, rows: impl Iterator<Item = Vec<u32>>) -> Vec<Part> {
+        let before = std::mem::replace(&mut self.ways.places, places);
+        self.level += 1;
+        let parts = rows.map(|nodes| self.part(nodes)).collect();
+        self.level -= 1;
+        self.ways.places = before;
+        parts
+    }
+
     fn inner(&mut self, nodes: Vec<u32>) -> Part {
         self.mark(&nodes);
-        let components = self.components(&nodes);
+        if self.ways.places < nodes.len() && Inside::new(self, &nodes).exceeds(self.ways.places) {
+            self.laned = true;
+            return self.too_wide(&nodes);
+        }
+        // What is inside is narrow enough, too.
+        let places = std::mem::replace(&mut self.ways.places, usize::MAX);
+        let part = self.narrow(&nodes);
+        self.ways.places = places;
+        part
+    }
+
+    fn narrow(&mut self, nodes: &[u32]) -> Part {
+        let components = self.components(nodes);
         if components.len() > 1 {
             return Part::parallel(components.into_iter().map(|component| self.part(component)).collect::<Vec<_>>());
         }
-        let pieces = self.cuts(&nodes);
+        let pieces = self.cuts(nodes);
         if pieces.len() > 1 {
             return Part::series(pieces.into_iter().map(|piece| self.part(piece)).collect::<Vec<_>>());
         }
-        match self.synchronization {
-            Synchronization::Exact => prime::with_tokens(self, &nodes),
-            Synchronization::Barrier => barrier::split(self, &nodes),
-            Synchronization::Auto => self.cheaper(&nodes),
+        match self.ways.synchronization {
+            Synchronization::Exact => prime::with_tokens(self, nodes),
+            Synchronization::Barrier => barrier::split(self, nodes),
+            Synchronization::Auto => self.cheaper(nodes),
         }
+    }
+
+    fn too_wide(&mut self, nodes: &[u32]) -> Part {
+        let components = self.components(nodes);
+        if components.len() == 1 {
+            let pieces = self.cuts(nodes);
+            if pieces.len() > 1 {
+                return Part::series(pieces.into_iter().map(|piece| self.part(piece)).collect::<Vec<_>>());
+            }
+        }
+        lanes::lay(self, nodes, components)
     }
 
     /// A barrier when its expected loss fits the budget, else token edges.
     fn cheaper(&mut self, nodes: &[u32]) -> Part {
+        let (critical_path, budget) = (self.critical_path(nodes), self.ways.budget);
+        let part = self.unless_slower(nodes, critical_path, budget, |decomposer| barrier::split(decomposer, nodes));
+        part.unwrap_or_else(|| prime::with_tokens(self, nodes))
+    }
+
+    /// A part without token edges, when it is expected to be over `allowed` seconds after `reference` at the latest.
+    pub fn unless_slower(
+        &mut self,
+        nodes: &[u32],
+        reference: f64,
+        allowed: f64,
+        make: impl FnOnce(&mut Self) -> Part,
+    ) -> Option<Part> {
         let (waits, depth) = (self.waits.len(), (self.depth, self.deepest));
         let guards: Vec<usize> = nodes.iter().map(|&node| self.guards[node as usize].len()).collect();
-        self.synchronization = Synchronization::Barrier;
-        let part = barrier::split(self, nodes);
-        self.synchronization = Synchronization::Auto;
+        let way = std::mem::replace(&mut self.ways.synchronization, Synchronization::Barrier);
+        let part = make(self);
+        self.ways.synchronization = way;
         self.mark(nodes);
-        let loss = barrier::makespan(&part, self.seconds) - self.critical_path(nodes);
-        if loss <= self.budget && self.depth <= limits::TREE_DEPTH {
-            self.budget -= loss.max(0.0);
-            return part;
+        let loss = barrier::makespan(&part, self.seconds) - reference;
+        if loss <= allowed && self.depth <= limits::TREE_DEPTH {
+            self.spend(loss);
+            return Some(part);
         }
         self.waits.truncate(waits);
         (self.depth, self.deepest) = depth;
         for (&node, guards) in nodes.iter().zip(guards) {
             self.guards[node as usize].truncate(guards);
         }
-        self.mark(nodes);
-        prime::with_tokens(self, nodes)
+        None
+    }
+
+    /// How to decompose the present part.
+    pub fn ways(&self) -> Ways {
+        self.ways
+    }
+
+    /// Takes seconds from what `auto` may lose.
+    pub fn spend(&mut self, loss: f64) {
+        self.ways.budget -= loss.max(0.0);
+    }
+
+    pub fn new_token_edge(&mut self) -> usize {
+        self.token_edges += 1;
+        self.token_edges - 1
+    }
+
+    /// Expected durations of nodes.
+    pub fn seconds_of(&self, nodes: &[u32]) -> Vec<f64> {
+        nodes.iter().map(|&node| self.seconds[node as usize]).collect()
     }
 
     /// Longest path inside the part, in expected seconds.

@@ -72,11 +72,14 @@ impl Mermaid<'_> {
                 }
                 flow.unwrap_or(Flow { enter: Vec::new(), leave: Vec::new() })
             }
-            Kind::Barrier(first, second) => {
-                let (first, second) = (self.part(first), self.part(second));
-                let point = self.point("barrier");
-                let front = self.join(first, point);
-                self.join(front, second)
+            Kind::Barrier(rows) => {
+                let mut rows = rows.iter();
+                let mut flow = rows.next().map_or(Flow { enter: Vec::new(), leave: Vec::new() }, |row| self.part(row));
+                for row in rows {
+                    let next = self.part(row);
+                    flow = self.join_rows(flow, next);
+                }
+                flow
             }
             Kind::Parallel(parts) => {
                 let mut flow = Flow { enter: Vec::new(), leave: Vec::new() };
@@ -102,6 +105,17 @@ impl Mermaid<'_> {
         let id = format!("p{}", self.points);
         let _ = writeln!(self.text, "  {id}(({text}))");
         Flow { enter: vec![id.clone()], leave: vec![id] }
+    }
+
+    /// A row of a lane after another one, which it does not depend on.
+    fn join_rows(&mut self, before: Flow, after: Flow) -> Flow {
+        if let ([from], [to]) = (&before.leave[..], &after.enter[..]) {
+            let _ = writeln!(self.text, "  {from} -- then --> {to}");
+            return Flow { enter: before.enter, leave: after.leave };
+        }
+        let point = self.point("barrier");
+        let front = self.join(before, point);
+        self.join(front, after)
     }
 
     /// Many-to-many goes through a point, so that a picture stays a picture.
@@ -181,7 +195,8 @@ impl Svg<'_> {
                     width += w + GAP_X;
                     height = height.max(h);
                 }
-                (if matches!(part.kind, Kind::Barrier(..)) { width + GAP_X } else { width }, height)
+                let bars = if let Kind::Barrier(rows) = &part.kind { rows.len() - 1 } else { 0 };
+                (width + bars as f64 * GAP_X, height)
             }
             Kind::Parallel(parts) => {
                 let (mut width, mut height) = (0.0_f64, -GAP_Y);

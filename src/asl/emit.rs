@@ -1,13 +1,16 @@
 //! Tree -> states. Continuations are names, so parts are written from the last to the first.
 //!
 //! Payload, in modes that go on after a failure: `$.o.s` holds `failed` and `skipped` (labels, each followed by a comma) of the
-//! current branch and the `signal` that its last step gives who waits for it; `$.up.bad` the labels that a barrier has passed on;
+//! current branch and the `signal` that its last step gives who waits for it; `$.up.bad` the labels that a barrier has passed on, and
+//! where lanes have many barriers `$.up.base` those of them that the branch began with, lest each barrier repeats those before it;
 //! `$.n` what a part adds to a `$.o.s` that is not empty. A branch and a machine inside put out `$.o` and nothing else, so that payloads
 //! stay small where many meet. Under `FAIL_FAST` nothing is read from the payload but `$.t` and `$.w`, the scratch places of signals
 //! (`$.t`: whom to tell; `$.w`: how long to wait, then what was told).
 
 mod telling;
 mod verdict;
+
+use std::collections::HashSet;
 
 use super::limits;
 use super::names::Names;
@@ -34,6 +37,8 @@ pub struct Shared<'a> {
     pub labels: &'a [String],
     pub ready: &'a [Ready],
     pub guards: &'a [Vec<u32>],
+    /// Whether lanes can have many rows before which a barrier passes on what did not complete.
+    pub keeps_base: bool,
     /// By node: whether a failure elsewhere can precede its start.
     pub asks_for_stop: &'a [bool],
     /// By token edge.
@@ -147,8 +152,8 @@ impl Emitter<'_, '_> {
         let then = if self.scope == Scope::Root { Then::Next(self.verdict(&mut out)) } else { self.end() };
         let entry = self.part(part, around(then), &mut out);
         let up = match self.scope {
-            Scope::Root => Template::Object(vec![("bad", Template::text(","))]),
-            Scope::Nested => Template::expression("$.up"),
+            Scope::Root => self.up(&Template::text(",")),
+            Scope::Nested => self.up_of_branch(),
         };
         let begin = Template::Object(vec![("o", clean()), ("up", up)]);
         let begin = self.plain("begin", pass(begin, ResultPath::At("$"), entry.run), &mut out);
@@ -234,7 +239,7 @@ impl Emitter<'_, '_> {
             }
             Kind::Series(parts) => self.series(parts, inner, out),
             Kind::Parallel(parts) => self.parallel(part, parts, &label, inner, out),
-            Kind::Barrier(first, second) => self.barrier(part, [first, second], &label, inner, out),
+            Kind::Barrier(rows) => self.barrier(part, rows, &label, inner, out),
             Kind::Nested(child) => self.nested(part, child, &label, inner, out),
         };
         for &edge in part.awaits.iter().rev() {
@@ -369,7 +374,7 @@ impl Emitter<'_, '_> {
                 let paths: Vec<String> = (0..parts.len()).map(|at| format!("$[{at}].s.{field}")).collect();
                 Template::expression(joined(paths.iter().map(String::as_str)))
             };
-            parameters = Some(Template::Object(vec![("o", clean()), ("up", Template::expression("$.up"))]));
+            parameters = Some(Template::Object(vec![("o", clean()), ("up", self.up_of_branch())]));
             result_selector = Some(collected(of_branches));
         }
         let state = State::Parallel(Parallel { parameters, branches, result_selector, result_path, then });
@@ -377,26 +382,56 @@ impl Emitter<'_, '_> {
         Entry { run: Then::Next(run), skip }
     }
 
-    fn barrier(&mut self, whole: &Part, parts: [&Part; 2], label: &str, around: Around, out: &mut Out) -> Entry {
-        let skip = if around.skippable { self.skipped(whole, label, &around.bad, out) } else { around.bad.clone() };
-        let [first, second] = parts;
-        if !self.shared.tracks() {
-            let inner = |then: Then| Around::new(then.clone(), then, false, false);
-            let back = self.part(second, inner(around.ok), out);
-            let front = self.part(first, inner(back.run), out);
-            return Entry { run: front.run, skip };
+    /// What did not complete elsewhere, as a branch begins with it.
+    fn up(&self, bad: &Template) -> Template {
+        let mut fields = vec![("bad", bad.clone())];
+        fields.extend(self.shared.keeps_base.then(|| ("base", bad.clone())));
+        Template::Object(fields)
+    }
+
+    fn up_of_branch(&self) -> Template {
+        if self.shared.keeps_base { self.up(&Template::expression("$.up.bad")) } else { Template::expression("$.up") }
+    }
+
+    fn barrier(&mut self, whole: &Part, rows: &[Part], label: &str, around: Around, out: &mut Out) -> Entry {
+        let tracks = self.shared.tracks();
+        if tracks && around.dirty && around.ok != around.bad {
+            // What its own steps come to cannot be told from what failed before, so it gets a branch of its own.
+            let alone = Part::new(Kind::Barrier(rows.to_vec()));
+            return self.parallel(whole, std::slice::from_ref(&alone), label, around, out);
         }
-        let end = self.judge(label, &OF_BRANCH, &around, out);
-        let inner = |then: Then, dirty: bool| Around::new(then.clone(), then, false, dirty);
-        let back = self.part(second, inner(end, true), out);
-        let bad = Template::expression(joined(["$.up.bad", OF_BRANCH[0], OF_BRANCH[1]]));
-        let up = Template::Object(vec![("bad", bad)]);
-        // Whatever else stands in the payload has had its use.
-        let payload = Template::Object(vec![("o", Template::expression("$.o")), ("up", up)]);
-        let state = pass(payload, ResultPath::At("$"), back.run);
-        let name = self.plain(&format!("barrier before {}", self.label(second)), state, out);
-        let front = self.part(first, inner(Then::Next(name), around.dirty), out);
-        Entry { run: front.run, skip }
+        let skip = if around.skippable { self.skipped(whole, label, &around.bad, out) } else { around.bad.clone() };
+        let reads = if tracks { self.rows_that_read(rows) } else { vec![false; rows.len()] };
+        let mut then = if tracks { self.judge(label, &OF_BRANCH, &around, out) } else { around.ok };
+        for (at, row) in rows.iter().enumerate().rev() {
+            let inner = Around::new(then.clone(), then, false, tracks && (around.dirty || at > 0));
+            then = self.part(row, inner, out).run;
+            if reads[at] {
+                let known = if self.shared.keeps_base { "$.up.base" } else { "$.up.bad" };
+                let bad = Template::expression(joined([known, OF_BRANCH[0], OF_BRANCH[1]]));
+                let mut up = vec![("bad", bad)];
+                up.extend(self.shared.keeps_base.then(|| ("base", Template::expression(known))));
+                // Whatever else stands in the payload has had its use.
+                let payload = Template::Object(vec![("o", Template::expression("$.o")), ("up", Template::Object(up))]);
+                let state = pass(payload, ResultPath::At("$"), then);
+                then = Then::Next(self.plain(&format!("barrier before {}", self.label(row)), state, out));
+            }
+        }
+        Entry { run: then, skip }
+    }
+
+    /// For each row whether a step in it is skipped when one of the rows before did not complete.
+    fn rows_that_read(&self, rows: &[Part]) -> Vec<bool> {
+        let mut before = HashSet::new();
+        let mut reads = Vec::with_capacity(rows.len());
+        for row in rows {
+            let mut own = Vec::new();
+            row.for_each_step(&mut |node| own.push(node));
+            let guards = own.iter().flat_map(|&node| &self.shared.guards[node as usize]);
+            reads.push(!before.is_empty() && guards.into_iter().any(|pred| before.contains(pred)));
+            before.extend(own);
+        }
+        reads
     }
 
     fn nested(&mut self, whole: &Part, child: &Part, label: &str, around: Around, out: &mut Out) -> Entry {

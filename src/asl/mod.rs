@@ -14,7 +14,9 @@ mod emit;
 mod error;
 pub mod fargate;
 mod graph;
+mod lanes;
 pub mod limits;
+mod list;
 mod names;
 mod options;
 mod policy;
@@ -26,6 +28,7 @@ mod split;
 pub mod states;
 mod task;
 mod tree;
+mod width;
 
 use std::collections::HashSet;
 
@@ -128,11 +131,11 @@ pub fn parse_cause(cause: &str) -> Option<(Vec<String>, Vec<String>)> {
 }
 
 /// Labels that fit into a payload even when no step completes: one list, or two where barriers pass on what did not complete.
-fn fitting_labels(names: &[&str], mode: ExecutionMode, waits: bool) -> Result<Vec<String>, AslError> {
+fn fitting_labels(names: &[&str], mode: ExecutionMode, passes_on: bool) -> Result<Vec<String>, AslError> {
     if mode == ExecutionMode::FailFast {
         return Ok(labels(names, usize::MAX));
     }
-    let lists = if waits { 2 } else { 1 };
+    let lists = if passes_on { 2 } else { 1 };
     let room = (limits::PAYLOAD_BYTES - limits::PAYLOAD_BESIDE_NAMES) / lists;
     let labels = labels(names, usize::try_from(room).unwrap_or(usize::MAX));
     let actual = labels.iter().map(|label| label.len() as u64 + 1).sum();
@@ -164,6 +167,15 @@ struct Analysis<'a> {
     critical_path: f64,
     sizes: Vec<StepSize>,
     name: String,
+    limit: Option<Limit>,
+    keeps_base: bool,
+}
+
+/// How many steps may run at once, and how many could.
+#[derive(Debug, Clone, Copy)]
+struct Limit {
+    places: usize,
+    width: usize,
 }
 
 impl<'a> Analysis<'a> {
@@ -184,7 +196,17 @@ impl<'a> Analysis<'a> {
         }
         let critical_path = finishes.iter().copied().fold(0.0, f64::max);
         let budget = critical_path * options.auto_threshold;
-        let tree = decompose::decompose(&graph, &seconds, options.synchronization, budget);
+        let limit = plan.max_parallelism.map(|limit| Limit {
+            places: usize::try_from(limit).unwrap_or(usize::MAX),
+            width: width::Inside::whole(&graph).width(),
+        });
+        let ways = decompose::Ways {
+            synchronization: options.synchronization,
+            budget,
+            places: limit.map_or(usize::MAX, |limit| limit.places),
+            signals: options.signals.is_some(),
+        };
+        let tree = decompose::decompose(&graph, &seconds, ways);
         if tree.depth > limits::TREE_DEPTH {
             let (limit, actual) = (limits::TREE_DEPTH.into(), tree.depth.into());
             return Err(AslError::Limit {
@@ -196,7 +218,8 @@ impl<'a> Analysis<'a> {
             });
         }
         let names: Vec<&str> = steps.iter().map(|step| step.name.as_ref()).collect();
-        let labels = fitting_labels(&names, plan.execution_mode, !tree.waits.is_empty())?;
+        let passes_on = tree.guards.iter().any(|guards| !guards.is_empty());
+        let labels = fitting_labels(&names, plan.execution_mode, passes_on)?;
         // A step without upstreams starts with the run, unless a barrier holds it back.
         let delayed = |node: usize| !graph.preds[node].is_empty() || !tree.waits.is_empty();
         let asks_for_stop: Vec<bool> =
@@ -215,6 +238,7 @@ impl<'a> Analysis<'a> {
         }
         let name = options.name.clone().unwrap_or_else(|| machine_name(&plan.pipeline, limits::NAME_CHARACTERS));
         let edges = graph.preds.iter().map(Vec::len).sum();
+        let keeps_base = tree.laned && passes_on;
         Ok(Self {
             steps,
             labels,
@@ -229,6 +253,8 @@ impl<'a> Analysis<'a> {
             critical_path,
             sizes,
             name,
+            limit,
+            keeps_base,
         })
     }
 
@@ -241,6 +267,7 @@ impl<'a> Analysis<'a> {
             labels: &self.labels,
             ready: &self.ready,
             guards: &self.tree.guards,
+            keeps_base: self.keeps_base,
             asks_for_stop: &self.asks_for_stop,
             ends: &self.ends,
         }
@@ -262,6 +289,8 @@ impl<'a> Analysis<'a> {
             steps: self.steps.len(),
             edges: self.edges,
             synchronization: options.synchronization,
+            max_parallelism: plan.max_parallelism,
+            width: self.limit.map(|limit| limit.width),
             token_edges: self.ends.iter().map(|ends| (ends.from.clone(), ends.to.clone())).collect(),
             added_waits: self
                 .tree

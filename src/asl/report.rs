@@ -16,6 +16,12 @@ pub struct Report {
     pub edges: usize,
     /// How dependencies are kept that the tree cannot express.
     pub synchronization: Synchronization,
+    /// How many steps may run at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_parallelism: Option<u32>,
+    /// How many steps could run at once without that limit; not computed where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub width: Option<usize>,
     /// Dependencies that became token edges: who signals, who waits.
     pub token_edges: Vec<(String, String)>,
     /// Waits that no dependency asks for.
@@ -99,6 +105,10 @@ impl std::fmt::Display for Report {
             self.token_edges.len(),
             self.added_waits.len()
         )?;
+        if let (Some(limit), Some(width)) = (self.max_parallelism, self.width) {
+            let is_kept = if width as u64 <= u64::from(limit) { "never reached" } else { "kept by lanes" };
+            writeln!(f, "at most             {limit} steps at once, {width} without a limit: {is_kept}")?;
+        }
         let known = if self.durations_known { "from earlier runs" } else { "partly or wholly assumed" };
         writeln!(
             f,

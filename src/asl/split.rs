@@ -82,18 +82,15 @@ impl Splitter<'_> {
                 weight.depth += 1;
                 (Kind::Parallel(parts), weight)
             }
-            Kind::Barrier(first, second) => {
-                let halves = vec![*first, *second];
-                let (mut parts, mut weight) =
-                    self.group(halves, own, usize::MAX, &|mut parts| parts.pop().unwrap_or(Part::new(Kind::Junction)));
-                weight.bytes += BYTES_OF_STATUS;
-                weight.events += 2 * limits::PLAIN_EVENTS;
-                // Inside a barrier a nested machine stands in a branch of its own.
+            Kind::Barrier(rows) => {
+                let count = rows.len() as u64;
+                let make = |rows| Part::new(Kind::Barrier(rows));
+                let (rows, mut weight) = self.group(rows, own, usize::MAX, &make);
+                weight.bytes += BYTES_OF_STATUS * (count - 1);
+                weight.events += limits::PLAIN_EVENTS * count;
+                // In a row after a failure it stands in a branch of its own.
                 weight.depth += u32::from(self.tracks);
-                match (parts.pop(), parts.pop()) {
-                    (Some(second), Some(first)) => (Kind::Barrier(Box::new(first), Box::new(second)), weight),
-                    (last, _) => (last.map_or(Kind::Junction, |part| part.kind), weight),
-                }
+                (Kind::Barrier(rows), weight)
             }
         };
         let mut weight = weight.and(own);

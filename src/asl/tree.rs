@@ -25,8 +25,8 @@ pub enum Kind {
     Series(Vec<Part>),
     /// Side by side.
     Parallel(Vec<Part>),
-    /// The second after the first although not all of it depends on all of that.
-    Barrier(Box<Part>, Box<Part>),
+    /// One after the other although not everything depends on everything before it: a step is skipped for its own upstreams only.
+    Barrier(Vec<Part>),
     /// A machine of its own.
     Nested(Box<Part>),
 }
@@ -73,6 +73,20 @@ impl Part {
         Self::whole(flat, Kind::Parallel)
     }
 
+    /// Rows of a lane, flattened.
+    pub(crate) fn rows(parts: impl IntoIterator<Item = Self>) -> Self {
+        let mut flat: Vec<Self> = Vec::new();
+        for part in parts {
+            match part {
+                Self { awaits, signals, kind: Kind::Barrier(inner) } if awaits.is_empty() && signals.is_empty() => {
+                    flat.extend(inner);
+                }
+                other => flat.push(other),
+            }
+        }
+        Self::whole(flat, Kind::Barrier)
+    }
+
     /// Several parts as one of a kind; one is itself, none is a junction.
     fn whole(mut parts: Vec<Self>, kind: fn(Vec<Self>) -> Kind) -> Self {
         match parts.len() {
@@ -86,8 +100,7 @@ impl Part {
     pub(crate) fn children(&self) -> Vec<&Self> {
         match &self.kind {
             Kind::Step(_) | Kind::Junction => Vec::new(),
-            Kind::Series(parts) | Kind::Parallel(parts) => parts.iter().collect(),
-            Kind::Barrier(first, second) => vec![first, second],
+            Kind::Series(parts) | Kind::Parallel(parts) | Kind::Barrier(parts) => parts.iter().collect(),
             Kind::Nested(part) => vec![part],
         }
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import signal
 from collections.abc import Callable
@@ -91,6 +92,21 @@ def test_a_failing_step(
     assert aws_project.steps(run) == {"numbers": ["completed"], "broken": ["failed"], **expected}
     assert not aws_project.bench.containers()
     assert not [name for name in aws_project.secrets() if "/runs/" in name]
+
+
+def test_no_more_steps_run_at_once_than_are_allowed(aws_project: Project, bench: Bench) -> None:
+    code, output = aws_project.run("aws_scenarios.py", "limited")
+    assert code == 1
+    assert "Step `part_0` failed" in output
+    run = aws_project.newest("limited")
+    # What waits for its turn does not wait for success.
+    others = {f"part_{number}": ["completed"] for number in range(1, 5)}
+    assert aws_project.steps(run) == {"part_0": ["failed"], **others}
+    tasks = [str(rows[0].run_metadata["task_arn"]) for rows in aws_project.rows(run).values()]
+    ran = bench.client("ecs").describe_tasks(cluster=aws_project.given.cluster_arn, tasks=tasks)["tasks"]
+    moments = sorted([(task["createdAt"], 1) for task in ran] + [(task["stoppedAt"], -1) for task in ran])
+    at_once = list(itertools.accumulate(change for _, change in moments))
+    assert (len(ran), max(at_once)) == (5, 2)
 
 
 def test_a_container_that_dies_without_a_word(aws_project: Project) -> None:

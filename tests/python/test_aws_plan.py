@@ -333,6 +333,7 @@ def test_sizes_of_tasks(resources: tuple[int, int], fargate: dict[str, int], siz
 
 def test_durations_do_not_make_another_machine_each_time() -> None:
     assert aws_plan.steady_seconds({"a": 3.1}, "exact") == {}
+    assert aws_plan.steady_seconds({"a": 3.1}, "exact", max_parallelism=2) == {"a": 4.0}
     assert aws_plan.steady_seconds({"a": 33.0}, "barrier") == aws_plan.steady_seconds({"a": 45.0}, "barrier")
     assert aws_plan.steady_seconds({"a": 0.0}, "auto") == {"a": 2.0}
 

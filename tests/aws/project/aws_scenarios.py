@@ -106,6 +106,20 @@ def failing() -> None:
     after(slow(values), id="after_slow")
 
 
+@step(enable_cache=False)
+def one_of_many(number: int) -> int:
+    time.sleep(2)
+    if number == 0:
+        raise RuntimeError("broken on purpose")
+    return number
+
+
+@pipeline(settings={**SETTINGS, "orchestrator": {"max_parallelism": 2}})
+def limited() -> None:
+    for number in range(5):
+        one_of_many(number, id=f"part_{number}")
+
+
 @pipeline(settings=SETTINGS)
 def dying() -> None:
     killed(numbers())

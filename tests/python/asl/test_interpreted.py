@@ -28,9 +28,15 @@ N = {"a": [], "b": [], "c": ["a"], "d": ["a", "b"]}
 MODES = ["fail_fast", "stop_on_failure", "continue_on_failure"]
 
 
-def compiled(dag: dict[str, list[str]], mode: str = "continue_on_failure", way: str = "exact", **options) -> dict:
+def compiled(
+    dag: dict[str, list[str]],
+    mode: str = "continue_on_failure",
+    way: str = "exact",
+    limit: int | None = None,
+    **options,
+) -> dict:
     steps = [{"name": name, "upstream": upstream} for name, upstream in dag.items()]
-    plan = {"pipeline": "p", "execution_mode": mode, "steps": steps}
+    plan = {"pipeline": "p", "execution_mode": mode, "steps": steps, "max_parallelism": limit}
     return compile_asl(plan, {**OPTIONS, "synchronization": way, **options})
 
 
@@ -70,13 +76,25 @@ def random_dag(seed: int) -> dict[str, list[str]]:
     return {name: [up for up in names[:at] if source.random() < 0.35] for at, name in enumerate(names)}
 
 
+def most_at_once(run: Run) -> int:
+    """Steps that ran at the same time; one that ends when another begins does not count with it."""
+    moments = [(moment, 1) for moment in run.started.values()] + [(moment, -1) for moment in run.ended.values()]
+    now = most = 0
+    for _, change in sorted(moments):
+        now += change
+        most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize("limit", [None, 1, 2], ids=["no limit", "one at a time", "two at a time"])
 @pytest.mark.parametrize("seed", range(30))
-def test_random_machines_end_as_their_mode_says(seed: int) -> None:
+def test_random_machines_end_as_their_mode_says(seed: int, limit: int | None) -> None:
     dag, source = random_dag(seed), random.Random(seed + 1000)
     mode, way = MODES[seed % 3], ["exact", "exact", "barrier", "auto"][seed % 4]
     fails = {source.choice(list(dag))} if seed % 2 else set()
-    run = execute(compiled(dag, mode, way), {name: source.uniform(0.0, 0.1) for name in dag}, fails)
+    run = execute(compiled(dag, mode, way, limit), {name: source.uniform(0.0, 0.1) for name in dag}, fails)
     keeps_order(dag, run)
+    assert limit is None or most_at_once(run) <= limit
     if not fails:
         assert (run.status, set(run.started)) == ("SUCCEEDED", set(dag)), run.cause
         return

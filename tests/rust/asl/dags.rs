@@ -1,6 +1,6 @@
 //! Random DAGs of named families. An own small generator, so that a seed gives the same DAG for ever.
 
-use step_engine::plan::{ExecutionMode, Plan, PlanSpec, StepSpec};
+use step_engine::plan::{ExecutionMode, Plan, PlanSpec, RetrySpec, StepSpec};
 
 /// xorshift64* (Vigna 2016).
 pub struct Random(u64);
@@ -127,18 +127,26 @@ pub fn name(at: usize) -> String {
     format!("s{at:03}")
 }
 
-pub fn plan(dag: &Dag, mode: ExecutionMode, milliseconds: Option<&[u64]>) -> Plan {
+/// `retries` by step; none is none for all.
+pub fn plan(
+    dag: &Dag,
+    mode: ExecutionMode,
+    milliseconds: Option<&[u64]>,
+    max_parallelism: Option<u32>,
+    retries: &[u32],
+) -> Plan {
     let steps = dag.iter().enumerate().map(|(at, upstream)| StepSpec {
         name: name(at),
         upstream: upstream.iter().map(|&up| name(up)).collect(),
         expected_seconds: milliseconds.map(|durations| durations[at] as f64 / 1000.0),
+        retry: RetrySpec { max_retries: retries.get(at).copied().unwrap_or(0), ..RetrySpec::default() },
         ..StepSpec::default()
     });
     Plan::new(PlanSpec {
         run_id: String::new(),
         pipeline: "pipeline".into(),
         execution_mode: mode,
-        max_parallelism: None,
+        max_parallelism,
         steps: steps.collect(),
         leader: None,
     })

@@ -4,6 +4,7 @@ mod dags;
 mod errors;
 mod extremes;
 mod interpreter;
+mod limited;
 mod named;
 mod property;
 mod structure;

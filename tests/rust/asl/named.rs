@@ -36,6 +36,12 @@ fn definitions_of_named_shapes() {
     insta::assert_json_snapshot!("n_continue", definition("continue_on_failure", N, Synchronization::Exact));
     insta::assert_json_snapshot!("n_stop", definition("stop_on_failure", N, Synchronization::Exact));
     insta::assert_json_snapshot!("n_barrier", definition("continue_on_failure", N, Synchronization::Barrier));
+    let lanes = r#"{"execution_mode": "continue_on_failure", "max_parallelism": 2, "steps": [{"name": "a"}, {"name": "b"}, {"name": "c"},
+        {"name": "d", "upstream": ["a", "b", "c"]}]}"#;
+    let compiled =
+        compile(&Plan::from_json(lanes).expect("a plan"), &options(Synchronization::Exact)).expect("compiles");
+    let lanes: Value = serde_json::from_str(&compiled.root().definition).expect("JSON");
+    insta::assert_json_snapshot!("lanes_continue", lanes);
 }
 
 #[test]

@@ -17,16 +17,19 @@ const MODES: [ExecutionMode; 3] =
     [ExecutionMode::FailFast, ExecutionMode::StopOnFailure, ExecutionMode::ContinueOnFailure];
 const WAYS: [Synchronization; 3] = [Synchronization::Exact, Synchronization::Barrier, Synchronization::Auto];
 
-struct Case {
-    seed: u64,
-    dag: Dag,
-    milliseconds: Vec<u64>,
-    fails: BTreeSet<usize>,
-    mode: ExecutionMode,
-    way: Synchronization,
+pub struct Case {
+    pub seed: u64,
+    pub dag: Dag,
+    pub milliseconds: Vec<u64>,
+    pub fails: BTreeSet<usize>,
+    pub mode: ExecutionMode,
+    pub way: Synchronization,
+    pub max_parallelism: Option<u32>,
+    /// By step, how often it fails before it completes; none is none for all.
+    pub retries: Vec<u32>,
 }
 
-fn case(seed: u64) -> Case {
+pub fn case(seed: u64) -> Case {
     let mut random = Random::new(seed);
     let family = FAMILIES[seed as usize % FAMILIES.len()];
     // Mostly small: that is where the odd shapes are. Every twentieth is large.
@@ -38,11 +41,11 @@ fn case(seed: u64) -> Case {
     let fails = (0..dag.len()).filter(|_| random.chance(rate)).collect();
     let mode = MODES[random.range(0, 2)];
     let way = if random.chance(60) { Synchronization::Exact } else { WAYS[random.range(1, 2)] };
-    Case { seed, dag, milliseconds, fails, mode, way }
+    Case { seed, dag, milliseconds, fails, mode, way, max_parallelism: None, retries: Vec::new() }
 }
 
-fn compiled(case: &Case, limits: Option<(u64, u64)>, recheck_seconds: u64) -> Compiled {
-    let plan = plan(&case.dag, case.mode, Some(&case.milliseconds));
+pub fn compiled(case: &Case, limits: Option<(u64, u64)>, recheck_seconds: u64) -> Compiled {
+    let plan = plan(&case.dag, case.mode, Some(&case.milliseconds), case.max_parallelism, &case.retries);
     let mut options = options(case.way);
     options.recheck_seconds = recheck_seconds;
     if let Some((bytes, events)) = limits {
@@ -53,13 +56,13 @@ fn compiled(case: &Case, limits: Option<(u64, u64)>, recheck_seconds: u64) -> Co
 }
 
 /// What must happen, from the DAG alone.
-struct Oracle {
-    start: Vec<Option<u64>>,
-    first_failure: Option<u64>,
-    makespan: u64,
+pub struct Oracle {
+    pub start: Vec<Option<u64>>,
+    pub first_failure: Option<u64>,
+    pub makespan: u64,
 }
 
-fn oracle(case: &Case) -> Oracle {
+pub fn oracle(case: &Case) -> Oracle {
     let mut start: Vec<Option<u64>> = Vec::new();
     let finish = |start: &[Option<u64>], at: usize| match start[at] {
         Some(begin) if !case.fails.contains(&at) => Some(begin + case.milliseconds[at]),
@@ -75,14 +78,16 @@ fn oracle(case: &Case) -> Oracle {
     Oracle { start, first_failure, makespan }
 }
 
-struct Ran {
-    end: End,
-    now: u64,
-    started: BTreeMap<usize, u64>,
-    completed: BTreeMap<usize, u64>,
-    failed: BTreeMap<usize, u64>,
-    stopped: BTreeSet<usize>,
-    transitions: u64,
+pub struct Ran {
+    pub end: End,
+    pub now: u64,
+    pub started: BTreeMap<usize, u64>,
+    pub completed: BTreeMap<usize, u64>,
+    pub failed: BTreeMap<usize, u64>,
+    pub stopped: BTreeSet<usize>,
+    pub transitions: u64,
+    /// How many ran at once at the most.
+    pub most: usize,
 }
 
 fn index(step: &str) -> usize {
@@ -92,9 +97,10 @@ fn index(step: &str) -> usize {
 fn world<'a>(case: &'a Case, latency: Option<Random>) -> World<'a> {
     let mut latency = latency;
     World {
-        task: Box::new(|step, _| {
+        task: Box::new(|step, attempt| {
             let at = index(step);
-            let result = if case.fails.contains(&at) { Err("States.TaskFailed".to_owned()) } else { Ok(()) };
+            let again = case.retries.get(at).is_some_and(|&retries| attempt < retries);
+            let result = if again || case.fails.contains(&at) { Err("States.TaskFailed".to_owned()) } else { Ok(()) };
             (case.milliseconds[at], result)
         }),
         latency: Box::new(move || latency.as_mut().map_or(0, |random| random.range(0, 400) as u64)),
@@ -113,10 +119,18 @@ fn summary(case: &Case, interpreter: Interpreter<'_>, again: bool) -> Ran {
         failed: BTreeMap::new(),
         stopped: BTreeSet::new(),
         transitions: interpreter.transitions,
+        most: 0,
     };
+    let mut running = 0;
     for trace in &interpreter.trace {
         let at = index(&trace.step);
         let seed = case.seed;
+        if trace.what == What::Started {
+            running += 1
+        } else {
+            running -= 1
+        }
+        ran.most = ran.most.max(running);
         match &trace.what {
             What::Started => {
                 for pred in &case.dag[at] {
@@ -134,6 +148,7 @@ fn summary(case: &Case, interpreter: Interpreter<'_>, again: bool) -> Ran {
                 );
             }
             What::Completed => {
+                ran.failed.remove(&at);
                 let second = ran.completed.insert(at, trace.at).is_some();
                 assert!(again || !second, "seed {seed}: {at} completed twice");
             }
@@ -144,7 +159,7 @@ fn summary(case: &Case, interpreter: Interpreter<'_>, again: bool) -> Ran {
     ran
 }
 
-fn run(case: &Case, compiled: &Compiled, latency: Option<Random>) -> Ran {
+pub fn run(case: &Case, compiled: &Compiled, latency: Option<Random>) -> Ran {
     let definitions = definitions(compiled);
     let machines: HashMap<String, &Value> = definitions.iter().map(|(arn, value)| (arn.clone(), value)).collect();
     let root = machines[&root_arn(compiled)];
@@ -172,9 +187,9 @@ fn lists(ran: &Ran) -> (BTreeSet<usize>, BTreeSet<usize>) {
 }
 
 /// The rules of the modes. `timed`: signals take no time and nothing waits in vain, so times are exact.
-fn check(case: &Case, ran: &Ran, timed: bool) {
+pub fn check(case: &Case, ran: &Ran, timed: bool) {
     let (seed, oracle) = (case.seed, oracle(case));
-    let exact = timed && case.way == Synchronization::Exact;
+    let exact = timed && case.way == Synchronization::Exact && case.max_parallelism.is_none();
     let all = case.dag.len();
     let Some(first_failure) = oracle.first_failure else {
         assert!(matches!(ran.end, End::Succeeded(_)), "seed {seed}: {:?}", ran.end);
@@ -235,7 +250,7 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
-fn in_threads(cases: u64, work: impl Fn(u64) + Sync) {
+pub fn in_threads(cases: u64, work: impl Fn(u64) + Sync) {
     let first = setting("STEP_ENGINE_ASL_SEED", 0);
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     std::thread::scope(|scope| {
@@ -246,7 +261,7 @@ fn in_threads(cases: u64, work: impl Fn(u64) + Sync) {
     });
 }
 
-fn cases() -> u64 {
+pub fn cases() -> u64 {
     setting("STEP_ENGINE_ASL_CASES", if cfg!(debug_assertions) { 600 } else { 10_000 })
 }
 
