@@ -49,7 +49,9 @@ class Permits:
         Returns:
             SHA-256, in hexadecimal digits.
         """
-        settings = sorted(json.dumps(known.model_dump(mode="json"), sort_keys=True) for known in self._settings)
+        # Without what is as ever: another version of this package may know more settings.
+        dumps = (known.model_dump(mode="json", exclude_defaults=True) for known in self._settings)
+        settings = sorted(json.dumps(dump, sort_keys=True) for dump in dumps)
         return hashlib.sha256(json.dumps([settings, sorted(self.images)]).encode()).hexdigest()
 
     def check(self, step: str, settings: LocalDockerOrchestratorSettings, image: str) -> None:

@@ -340,6 +340,19 @@ def test_steps_of_all_runs_below_a_root_have_names_of_their_own() -> None:
     assert plan_name(LEADER, None, {}) == f"{LEADER}-2"
 
 
+def test_a_digest_tells_whether_permits_are_the_same() -> None:
+    one, other = settings(volumes=["/a:/a"]), settings(network="n")
+    digest = Permits([one, other], ["image:1", "image:2"]).digest()
+    assert Permits([other, one], ["image:2", "image:1"]).digest() == digest
+    assert Permits([settings(volumes=["/a:/a"], shm_size=None), other], ["image:1", "image:2"]).digest() == digest
+    for changed in (
+        Permits([one, settings(network="m")], ["image:1", "image:2"]),
+        Permits([one, other], ["image:1"]),
+        Permits([one], ["image:1", "image:2"]),
+    ):
+        assert changed.digest() != digest
+
+
 # What becomes of a step.
 
 
