@@ -51,11 +51,21 @@ def secret_digest(secret: str) -> str:
     Returns:
         SHA-256, in hexadecimal digits.
     """
-    return hashlib.sha256(secret.encode()).hexdigest()
+    # Whoever asks may send anything.
+    return hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()
 
 
 class RefusedError(Exception):
-    """A request that is not granted; the message is for whoever asked and for the log."""
+    """A request that is not granted; the message is for whoever asked and for the log.
+
+    Attributes:
+        unknown: Whether the step run is one that was never asked for.
+    """
+
+    def __init__(self, message: str, *, unknown: bool = False) -> None:
+        """Stores what whoever asked may do about it."""
+        super().__init__(message)
+        self.unknown = unknown
 
 
 class Desk(Protocol):
@@ -141,11 +151,12 @@ class ControlServer:
             answer = {"ok": True, "status": self._grant(_request(line))}
         except RefusedError as refusal:
             self._log(str(refusal))
-            answer = {"ok": False, "message": f"Refused: {refusal}"}
+            answer = {"ok": False, "message": f"Refused: {refusal}", "unknown": refusal.unknown}
         except OSError:
             return
         except Exception as error:
-            logger.warning("A request of the orchestration container failed: %s: %s", type(error).__name__, error)
+            self._log(f"the host failed at it ({type(error).__name__}).")
+            logger.debug("A request of the orchestration container failed: %s", error)
             answer = {"ok": False, "message": f"The host of the run failed: {type(error).__name__}."}
         with contextlib.suppress(OSError):
             line.sendall(json.dumps({"version": VERSION, **answer}).encode() + b"\n")

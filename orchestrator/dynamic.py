@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -71,16 +71,26 @@ def drive_dynamic(run: DockerRun, engine: DockerEngine, job: Mapping[str, Any]) 
     Driver(run, session.publisher(), [LEADER], job["run_directory"], session=session).drive()
 
 
-def resume_dynamic(engine: DockerEngine, job: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+def resume_dynamic(
+    engine: DockerEngine,
+    job: Mapping[str, Any],
+    record: Mapping[str, Any],
+    *,
+    snapshot: PipelineSnapshotResponse,
+    stack: Stack,
+) -> None:
     """Goes on with a dynamic run whose owner died, to its end.
 
     Args:
         engine: Its engine.
         job: What would be submitted now, see `LocalDockerOrchestrator.resume_dynamic_run`.
         record: What its journal says, see `step_engine.read_run`.
+        snapshot: What the job was made from.
+        stack: Its stack.
 
     Raises:
-        StepEngineError: What its steps may have is not what it was when the run began.
+        UnresumableError: What its steps may have is not what it was when the run began.
+        StepEngineError: A step that may run cannot be described, or another process went on with the run meanwhile.
         StepFailedError: The pipeline failed.
         RunInterruptedError: The run was stopped.
         RunOwnedError: Another process drives the run; nothing was changed.
@@ -89,7 +99,8 @@ def resume_dynamic(engine: DockerEngine, job: Mapping[str, Any], record: Mapping
     from step_engine.lease import last_beat
 
     directory = job["run_directory"]
-    session = DynamicSession(engine, job)
+    # Nothing is read a second time: what is held against the permits is what containers are made from.
+    session = DynamicSession(engine, job, snapshot=snapshot, stack=stack)
     session.refuse_changed_permits(resuming.read_pins(directory) or {})
     session.recall(record)
     publisher = session.publisher()
@@ -97,7 +108,7 @@ def resume_dynamic(engine: DockerEngine, job: Mapping[str, Any], record: Mapping
     unfinished = [name for name in record["steps"] if name not in finished]
     run = DockerRun.resume(
         engine,
-        {**job["containers"], **session.containers(unfinished)},
+        {**job["containers"], **session.containers(unfinished, in_flight(record["events"]))},
         run_directory=directory,
         component=job["component"],
         alive_until_unix_seconds=last_beat(directory),
@@ -107,15 +118,42 @@ def resume_dynamic(engine: DockerEngine, job: Mapping[str, Any], record: Mapping
     Driver(run, publisher, record["steps"], directory, record["events"], session=session).drive()
 
 
+def in_flight(events: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Finds the steps of which a container may run.
+
+    Args:
+        events: Of the run.
+
+    Returns:
+        Names of steps with an attempt that was launched and has not ended.
+    """
+    launched: set[str] = set()
+    for event in events:
+        if event["kind"] == "attempt_launched":
+            launched.add(event["step"])
+        elif event["kind"] in ("attempt_ended", "step_finished"):
+            launched.discard(event["step"])
+    return launched
+
+
 class DynamicSession:
     """What a dynamic run has asked for and what became of it.
 
     Args:
         engine: Its engine.
         job: What was submitted.
+        snapshot: The run's snapshot, if the run is resumed.
+        stack: Its stack.
     """
 
-    def __init__(self, engine: DockerEngine, job: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        engine: DockerEngine,
+        job: Mapping[str, Any],
+        *,
+        snapshot: PipelineSnapshotResponse | None = None,
+        stack: Stack | None = None,
+    ) -> None:
         """Reads the snapshot, while nothing of the run can have changed it."""
         from zenml.stack import Stack
 
@@ -124,12 +162,17 @@ class DynamicSession:
         self._run_id = UUID(job["pipeline_run_id"])
         self._job = job
         self._dynamic: Mapping[str, Any] = dynamic
-        self._pins = Pins(engine, dynamic["images"])
+        self._pins = Pins(engine, dynamic["images"], resumed=snapshot is not None)
+        self._pins_written: dict[str, Any] = {}
         snapshot_id = UUID(dynamic["snapshot_id"])
-        self._snapshot: PipelineSnapshotResponse = patiently(lambda: Client().zen_store.get_snapshot(snapshot_id))
-        if self._snapshot.stack is None:
-            raise RuntimeError("The stack of the run was deleted.")
-        self._stack: Stack = Stack.from_model(self._snapshot.stack)
+        self._snapshot: PipelineSnapshotResponse = snapshot or patiently(
+            lambda: Client().zen_store.get_snapshot(snapshot_id)
+        )
+        if stack is None:
+            if self._snapshot.stack is None:
+                raise RuntimeError("The stack of the run was deleted.")
+            stack = Stack.from_model(self._snapshot.stack)
+        self._stack: Stack = stack
         self._component = cast("LocalDockerOrchestrator", self._stack.orchestrator)
         known = [self._settings(self._snapshot)]
         known += [self._settings(step) for step in self._snapshot.step_configurations.values()]
@@ -174,18 +217,25 @@ class DynamicSession:
         digests = list(earlier.get("secret_digests", []))
         if digest := self._dynamic["secret_digest"]:
             digests.append(digest)
-        pins = {
+        self._pins.known.update(earlier.get("images", {}))
+        self._pins_written = {
             "component_id": self._job["component_id"],
+            "engine_id": self._dynamic["engine_id"],
             "default_user": self._dynamic["default_user"],
-            "images": {**self._pins.known, **earlier.get("images", {})},
             "permits": self._permits.digest(),
             # An orchestration that a former owner started has the secret that it was given.
             "secret_digests": digests,
         }
-        resuming.write_pins({"run_directory": directory, "pins": pins})
+        self._write_pins()
         if digests:
             self._open.enter_context(ControlServer(directory, digests, self, self._dynamic["user"]))
         return self
+
+    def _write_pins(self) -> None:
+        images = dict(self._pins.known)
+        if self._pins_written and self._pins_written.get("images") != images:
+            self._pins_written["images"] = images
+            resuming.write_pins({"run_directory": self._job["run_directory"], "pins": self._pins_written})
 
     def refuse_changed_permits(self, pins: Mapping[str, Any]) -> None:
         """Checks that steps may have what they might have when the run began: its containers can write ZenML's store.
@@ -194,15 +244,16 @@ class DynamicSession:
             pins: What was written down then.
 
         Raises:
-            StepEngineError: They may have something else now.
+            UnresumableError: They may have something else now.
         """
-        from step_engine.errors import StepEngineError
+        from step_engine.errors import UnresumableError
 
         if pins.get("permits") != self._permits.digest():
-            raise StepEngineError(
+            raise UnresumableError(
                 f"The settings of run {self._run_id} in ZenML, or of its stack component, are not those that it began "
                 "with, so it cannot be resumed. Put the component's configuration back, or end the run with `zenml "
-                f"pipeline runs stop {self._run_id}`."
+                f"pipeline runs stop {self._run_id}`.",
+                str(self._run_id),
             )
 
     def recall(self, record: Mapping[str, Any]) -> None:
@@ -210,8 +261,18 @@ class DynamicSession:
 
         Args:
             record: What the run's journal says, see `step_engine.read_run`.
+
+        Raises:
+            StepEngineError: It is more than what the run was made from.
         """
+        from step_engine.errors import StepEngineError
+
         with self._changed:
+            known = sum(map(len, self._attempts.values()))
+            if self._run is not None and len(record["requests"]) != known:
+                raise StepEngineError(
+                    f"Another process went on with run {self._run_id} in the meantime; resume it again."
+                )
             self._states.clear()
             self._attempts.clear()
             self._retries.clear()
@@ -225,15 +286,21 @@ class DynamicSession:
         for event in record["events"]:
             self.handle(event)
 
-    def containers(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def containers(self, names: Iterable[str], running: Container[str]) -> dict[str, dict[str, Any]]:
         """Describes steps again that were asked for under a former owner.
 
         Args:
             names: Names in the plan.
+            running: Those that may run already.
 
         Returns:
             Their containers, as far as they may be had.
+
+        Raises:
+            StepEngineError: One that may run cannot be described; it would be taken for one that never started.
         """
+        from step_engine.errors import StepEngineError
+
         described = {}
         for name in names:
             if (step_run_id := self.step_run_of(name)) is None:
@@ -242,6 +309,11 @@ class DynamicSession:
                 row = patiently(partial(Client().get_run_step, step_run_id))
                 described[name] = self._described(row, name)[1]
             except (KeyError, RefusedError) as error:
+                if name in running:
+                    raise StepEngineError(
+                        f"Step `{name}` of run {self._run_id} may still run and cannot be taken over: {error} Resume "
+                        f"the run when that is mended, or end it with `step-engine stop {self._run_id}`."
+                    ) from None
                 logger.warning("Step %s cannot be started again: %s", name, error)
         return described
 
@@ -308,7 +380,7 @@ class DynamicSession:
         """
         with self._changed:
             if step_run_id not in self._states:
-                raise RefusedError(f"step run {step_run_id} is none that this run has submitted.")
+                raise RefusedError(f"step run {step_run_id} is none that this run has submitted.", unknown=True)
             self._changed.wait_for(lambda: self._states[step_run_id] in FINAL, timeout=wait_seconds)
             return self._states[step_run_id]
 
@@ -465,6 +537,7 @@ class DynamicSession:
             )
         except (ValueError, DockerError) as error:
             raise RefusedError(f"step {row.name!a}: {error}") from None
+        self._write_pins()
         return step_spec(name, row.config, settings), container
 
     def _settings(self, described: Any) -> LocalDockerOrchestratorSettings:

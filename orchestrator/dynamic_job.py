@@ -103,6 +103,7 @@ def dynamic_job(
             "environment": dict(environment),
             "local_stores_path": local_stores_path,
             "default_user": user,
+            "engine_id": engine["id"],
             "user": settings.run_args.get("user") or container["user"],
             "secret_digest": secret_digest(secret) if secret else "",
             "images": {**pins.known, image: pinned},

@@ -21,14 +21,16 @@ class Pins:
     Args:
         engine: The engine.
         known: Ids that are known already, by reference.
+        resumed: Whether they are those of the run under an earlier owner. Then they count whatever the settings say.
 
     Attributes:
-        known: Those and what was looked for since.
+        known: Those and what was found since.
     """
 
-    def __init__(self, engine: DockerEngine, known: Mapping[str, str] | None = None) -> None:
+    def __init__(self, engine: DockerEngine, known: Mapping[str, str] | None = None, *, resumed: bool = False) -> None:
         """Remembers what is known."""
         self._engine = engine
+        self._resumed = resumed
         self.known = dict(known or {})
         self._pinned: dict[tuple[str, str, str | None], str] = {}
 
@@ -46,12 +48,14 @@ class Pins:
             DockerError: It is not there and must not or cannot be pulled.
         """
         key = (reference, settings.pull_policy, settings.platform)
-        if settings.pull_policy != "always" and settings.platform is None and reference in self.known:
-            return self.known[reference]
+        name = f"{reference} on {settings.platform}" if settings.platform else reference
+        if name in self.known and (self._resumed or settings.pull_policy != "always"):
+            return self.known[name]
         if key not in self._pinned:
             self._pinned[key] = self._engine.image_id(
                 reference, pull_policy=settings.pull_policy, platform=settings.platform, progress=logger.info
             )
+            self.known[name] = self._pinned[key]
         return self._pinned[key]
 
     def look(self, references: Iterable[str]) -> None:

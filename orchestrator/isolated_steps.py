@@ -38,7 +38,7 @@ class IsolatedSteps(ContainerizedOrchestrator):
         Returns:
             What became of its container.
         """
-        return ExecutionStatus(control.call("status", step_run.id))
+        return ExecutionStatus(_status(step_run, 0.0))
 
     def wait_for_isolated_step(self, step_run: StepRunResponse) -> ExecutionStatus:
         """Waits for an isolated step. Called in the orchestration container; returns at the moment that the step ends.
@@ -51,7 +51,7 @@ class IsolatedSteps(ContainerizedOrchestrator):
         """
         while True:
             try:
-                status = ExecutionStatus(control.call("status", step_run.id, wait_seconds=control.WAIT_SECONDS))
+                status = ExecutionStatus(_status(step_run, control.WAIT_SECONDS))
             except control.ControlError as error:
                 logger.warning("%s", error)
                 return super().wait_for_isolated_step(step_run)
@@ -65,3 +65,13 @@ class IsolatedSteps(ContainerizedOrchestrator):
             step_run: The step run.
         """
         control.call("stop", step_run.id)
+
+
+def _status(step_run: StepRunResponse, wait_seconds: float) -> str:
+    try:
+        return control.call("status", step_run.id, wait_seconds=wait_seconds)
+    except control.ControlError as error:
+        if not error.unknown:
+            raise
+        # An orchestration before this one made its row, and died before it could ask for it.
+        return control.call("submit", step_run.id, step_run.name)

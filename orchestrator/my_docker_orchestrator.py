@@ -208,7 +208,7 @@ class LocalDockerOrchestrator(IsolatedSteps):
                 settings=settings,
                 environment=environment,
                 image=settings.run_args.get("image") or self.get_image(snapshot=snapshot),
-                pins=Pins(engine, pins["images"] if pins else None),
+                pins=Pins(engine, pins["images"] if pins else None, resumed=pins is not None),
                 engine=info,
                 local_stores_path=self._local_stores(stack, info),
                 run_id=run_id,
@@ -318,6 +318,7 @@ class LocalDockerOrchestrator(IsolatedSteps):
             **self._identity(run_id, UUID(run_id)),
             "pins": {
                 "component_id": str(self.id),
+                "engine_id": info["id"],
                 "default_user": user,
                 "images": {name: container["image"] for name, container in containers.items()},
             },
@@ -370,27 +371,27 @@ class LocalDockerOrchestrator(IsolatedSteps):
             record: What its journal says, see `step_engine.read_run`.
 
         Raises:
-            StepEngineError: Nobody knows what it began with, or that has changed.
+            UnresumableError: Nobody knows what it began with, or that has changed.
         """
         from step_engine import DockerEngine
-        from step_engine.errors import StepEngineError
-        from zenml.orchestrators.utils import get_config_environment_vars
+        from step_engine.errors import UnresumableError
 
         from orchestrator.dynamic import resume_dynamic
+        from orchestrator.resuming import base_environment
 
         run_id = str(record["run_id"])
         pins = read_pins(run_directory(run_id))
         if pins is None or "secret_digests" not in pins:
-            raise StepEngineError(
+            raise UnresumableError(
                 f"{run_directory(run_id)} does not say what run {run_id} began with, so it cannot be resumed; `zenml "
-                f"pipeline runs stop {run_id}` ends it."
+                f"pipeline runs stop {run_id}` ends it.",
+                run_id,
             )
-        environment, secrets = get_config_environment_vars(pipeline_run_id=run.id)
         engine = DockerEngine()
         job = self._dynamic_job(
-            engine, snapshot, run, stack, environment={**environment, **secrets}, run_id=run_id, pins=pins
+            engine, snapshot, run, stack, environment=base_environment(run), run_id=run_id, pins=pins
         )
-        resume_dynamic(engine, job, record)
+        resume_dynamic(engine, job, record, snapshot=snapshot, stack=stack)
 
     @staticmethod
     def _local_stores(stack: Stack, engine: dict[str, Any]) -> str | None:
@@ -487,7 +488,8 @@ class LocalDockerOrchestrator(IsolatedSteps):
         from step_engine import DockerEngine
 
         run_id = run.orchestrator_run_id
-        if run_id is None or run.status.is_finished:
+        # Nothing runs of one that is paused, or about to go on after that, and that is as it should be.
+        if run_id is None or run.status.is_finished or run.status.value in ("paused", "resuming"):
             return None, None
         rows = Client().list_run_steps(pipeline_run_id=run.id, exclude_retried=True, size=1000, hydrate=False)
         steps = {row.name: row.status for row in rows.items}

@@ -49,9 +49,9 @@ class Permits:
         Returns:
             SHA-256, in hexadecimal digits.
         """
-        # Without what is as ever: another version of this package may know more settings.
-        dumps = (known.model_dump(mode="json", exclude_defaults=True) for known in self._settings)
-        settings = sorted(json.dumps(dump, sort_keys=True) for dump in dumps)
+        dumps = (known.model_dump(mode="json", include={*_SINGLE, *_LISTS, *_MAPS}) for known in self._settings)
+        given = ({field: value for field, value in dump.items() if value} for dump in dumps)
+        settings = sorted({json.dumps(fields, sort_keys=True) for fields in given})
         return hashlib.sha256(json.dumps([settings, sorted(self.images)]).encode()).hexdigest()
 
     def check(self, step: str, settings: LocalDockerOrchestratorSettings, image: str) -> None:

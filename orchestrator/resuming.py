@@ -39,7 +39,7 @@ def resume(directory: str) -> None:
         RunInterruptedError: The run was stopped.
     """
     from step_engine import read_run
-    from step_engine.errors import StepEngineError
+    from step_engine.errors import StepEngineError, UnresumableError
     from step_engine.lease import refuse_living
     from zenml.client import Client
     from zenml.enums import ExecutionStatus
@@ -53,7 +53,11 @@ def resume(directory: str) -> None:
     if record is None:
         raise StepEngineError(f"There is no journal in {directory}, so nobody knows what became of the run.")
     client, run_id = Client(), record["run_id"]
-    run = patiently(lambda: client.get_pipeline_run(run_id))
+    try:
+        run = patiently(lambda: client.get_pipeline_run(run_id))
+    except KeyError:
+        _put_away(directory, run_id)
+        raise StepEngineError(f"ZenML has no run {run_id} any more; its containers were removed.") from None
     # ZenML calls a run completed when the last step has reported, and failed with the first step that failed for good:
     # on this machine there may be more to do. What somebody has stopped stays so.
     goes_on = is_resumable(directory) and run.status != ExecutionStatus.STOPPED
@@ -67,16 +71,21 @@ def resume(directory: str) -> None:
         raise StepEngineError(f"ZenML has no snapshot or no stack of run {run_id} any more; it cannot be resumed.")
     snapshot_id = run.snapshot.id
     snapshot = patiently(lambda: client.zen_store.get_snapshot(snapshot_id))
-    if client.active_stack_model.id != run.stack.id:
-        # Containers are given the active one.
-        _with_stack(run.stack.id)
+    _activate(client, run.stack.id, run.project_id)
     stack = Stack.from_model(run.stack)
     orchestrator = stack.orchestrator
     if not isinstance(orchestrator, LocalDockerOrchestrator):
         raise StepEngineError(f"Run {run_id} is not one of the Docker orchestrator.")
-    if snapshot.is_dynamic:
-        orchestrator.resume_dynamic_run(run, snapshot, stack, record)
-        return
+    _refuse_other_engine(run_id, directory)
+    try:
+        if snapshot.is_dynamic:
+            orchestrator.resume_dynamic_run(run, snapshot, stack, record)
+            return
+    except UnresumableError:
+        # ZenML would not stop it, and nobody else would take its containers.
+        if run.status.is_finished:
+            _put_away(directory, run_id)
+        raise
     for name in set(snapshot.step_configurations) - set(record["steps"]):
         # Cached, or skipped by a replay: done before the run began.
         del snapshot.step_configurations[name]
@@ -130,9 +139,8 @@ def retry(run_id: str) -> None:
     stack = Stack.from_model(run.stack)
     if not isinstance(stack.orchestrator, LocalDockerOrchestrator):
         raise StepEngineError(f"Run {run_id} is not one of the Docker orchestrator.")
-    if client.active_stack_model.id != run.stack.id:
-        # ZenML looks for artifacts to reuse with the active one.
-        client = _with_stack(run.stack.id)
+    # ZenML looks for artifacts to reuse with the active stack.
+    client = _activate(client, run.stack.id, run.project_id)
     source = client.zen_store.get_snapshot(run.snapshot.id)
     snapshot = client.zen_store.create_snapshot(_again(source, run.stack.id, run.pipeline.id))
     again = create_placeholder_run(snapshot=snapshot, original_run_id=run.id)
@@ -140,13 +148,32 @@ def retry(run_id: str) -> None:
     submit_pipeline(snapshot=snapshot, stack=stack, placeholder_run=again)
 
 
-def _with_stack(stack_id: UUID) -> Client:
-    """A client whose active stack is another one, in this process only."""
-    from zenml.client import Client
+def _activate(client: Client, stack_id: UUID, project_id: UUID) -> Client:
+    """A client whose active stack and project are those of a run, in this process only.
 
+    Containers are given the active ones, and rows are looked for in the active project.
+    """
+    if client.active_stack_model.id == stack_id and client.active_project.id == project_id:
+        return client
     os.environ["ZENML_ACTIVE_STACK_ID"] = str(stack_id)
-    Client._reset_instance()
-    return Client()
+    os.environ["ZENML_ACTIVE_PROJECT_ID"] = str(project_id)
+    type(client)._reset_instance()
+    return type(client)()
+
+
+def _refuse_other_engine(run_id: str, directory: str) -> None:
+    """Another engine knows nothing of the run's containers: everything would begin a second time there."""
+    from step_engine import DockerEngine
+    from step_engine.errors import UnresumableError
+
+    began_on = (read_pins(directory) or {}).get("engine_id")
+    info = DockerEngine().info()
+    if began_on and info["id"] and info["id"] != began_on:
+        raise UnresumableError(
+            f"Run {run_id} began on another Docker engine than the one at {info['address']}. Choose that one, with "
+            "`DOCKER_HOST` or `docker context use`, and resume it again.",
+            run_id,
+        )
 
 
 def _again(source: PipelineSnapshotResponse, stack_id: UUID, pipeline_id: UUID) -> PipelineSnapshotRequest:
@@ -187,11 +214,14 @@ def write_pins(job: dict[str, Any]) -> None:
         job: The run, see `LocalDockerOrchestrator`.
     """
     path = Path(job["run_directory"]) / PINS
+    new = path.with_suffix(".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.parent.chmod(0o700)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             json.dump(job["pins"], file)
+        # In one go: what was there is what counts until then.
+        new.replace(path)
     except OSError as error:
         # As with the journal: no reason not to run.
         logger.warning("%s cannot be written (%s): the run could not be resumed as it began.", path, error.strerror)
@@ -255,11 +285,27 @@ def step_environments(
     Returns:
         The environment of every step.
     """
-    from zenml.orchestrators.utils import get_config_environment_vars
     from zenml.utils.env_utils import get_runtime_environment
 
-    base, secrets = get_config_environment_vars(pipeline_run_id=run.id)
+    base = base_environment(run)
     return {
-        name: {**base, **secrets, **get_runtime_environment(config=step.config, stack=stack)}
+        name: {**base, **get_runtime_environment(config=step.config, stack=stack)}
         for name, step in snapshot.step_configurations.items()
     }
+
+
+def base_environment(run: PipelineRunResponse) -> dict[str, str]:
+    """Makes what all containers of a run see of ZenML. It holds secrets and is kept nowhere.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Variables. Nothing for a run that is over for ZenML: a server gives no token for it, and nothing of it starts.
+    """
+    from zenml.orchestrators.utils import get_config_environment_vars
+
+    if run.status.is_finished and not run.in_progress:
+        return {}
+    environment, secrets = get_config_environment_vars(pipeline_run_id=run.id)
+    return {**environment, **secrets}

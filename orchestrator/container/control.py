@@ -37,7 +37,16 @@ _NO_SOCKET = (
 
 
 class ControlError(RuntimeError):
-    """The host did not do what it was asked for; the message says why."""
+    """The host did not do what it was asked for; the message says why.
+
+    Attributes:
+        unknown: Whether the host was never asked for this step run.
+    """
+
+    def __init__(self, message: str, *, unknown: bool = False) -> None:
+        """Stores what can be done about it."""
+        super().__init__(message)
+        self.unknown = unknown
 
 
 def call(operation: str, step_run_id: object, invocation_id: str = "", wait_seconds: float = 0.0) -> str:
@@ -70,7 +79,8 @@ def call(operation: str, step_run_id: object, invocation_id: str = "", wait_seco
         request["wait_seconds"] = wait_seconds
     answer = _patiently(path, json.dumps(request).encode() + b"\n", wait_seconds)
     if answer.get("ok") is not True:
-        raise ControlError(str(answer.get("message") or "The host of the run gave no answer."))
+        message = str(answer.get("message") or "The host of the run gave no answer.")
+        raise ControlError(message, unknown=answer.get("unknown") is True)
     return str(answer.get("status"))
 
 

@@ -39,8 +39,9 @@ class DockerEngine:
         """Describes the engine.
 
         Returns:
-            `server_version`, `api_version`, `cpu_millis` (thousandths of a CPU), `memory_bytes`, `gpus`, `rootless`,
-            `local` (whether it shares this machine's file system), `platform` (`os/architecture`), `address`.
+            `id` (tells it from other engines), `server_version`, `api_version`, `cpu_millis` (thousandths of a CPU),
+            `memory_bytes`, `gpus`, `rootless`, `local` (whether it shares this machine's file system), `platform`
+            (`os/architecture`), `address`.
 
         Raises:
             DockerError: The engine does not answer.

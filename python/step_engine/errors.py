@@ -121,6 +121,19 @@ class RunInterruptedError(StepEngineError):
         self.left_running = left_running or []
 
 
+class UnresumableError(StepEngineError):
+    """A run whose owner died and that cannot be gone on with as it began.
+
+    Attributes:
+        run_id: The run.
+    """
+
+    def __init__(self, message: str, run_id: str = "") -> None:
+        """Stores the run."""
+        super().__init__(message)
+        self.run_id = run_id
+
+
 class RunOwnedError(StepEngineError):
     """Another process drives the run.
 

@@ -43,6 +43,8 @@ pub struct EngineInfo {
     pub address: String,
     /// Where the address was found.
     pub origin: String,
+    /// What tells it from other engines, also after a restart; empty where it does not say.
+    pub id: String,
     /// Version of the server.
     pub server_version: String,
     /// API version spoken.
@@ -229,6 +231,7 @@ fn plain_info(system: &SystemInfo, version: Option<String>) -> EngineInfo {
     let rootless =
         system.security_options.iter().flatten().any(|option| option.split(',').any(|part| part == "name=rootless"));
     EngineInfo {
+        id: system.id.clone().unwrap_or_default(),
         server_version: version.or_else(|| system.server_version.clone()).unwrap_or_default(),
         os: system.os_type.clone().unwrap_or_default(),
         architecture: system.architecture.clone().unwrap_or_default(),

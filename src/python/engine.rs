@@ -33,6 +33,7 @@ impl DockerEngine {
         let capacity = info.capacity();
         let dict = PyDict::new(py);
         dict.set_item("address", &info.address)?;
+        dict.set_item("id", &info.id)?;
         dict.set_item("server_version", &info.server_version)?;
         dict.set_item("api_version", &info.api_version)?;
         dict.set_item("platform", format!("{}/{}", info.os, info.architecture))?;

@@ -17,13 +17,14 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from step_engine.errors import PlanError
+from step_engine.errors import PlanError, StepEngineError
 
 import orchestrator.control as host
 from orchestrator.container import control as container
 from orchestrator.control import ControlServer, RefusedError, secret_digest
-from orchestrator.dynamic import DynamicSession
+from orchestrator.dynamic import DynamicSession, in_flight
 from orchestrator.dynamic_publishing import DynamicRunPublisher
+from orchestrator.isolated_steps import IsolatedSteps
 from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorSettings
 from orchestrator.permits import Permits, image_of, permitted_images, plan_name
 from orchestrator.plan import LEADER
@@ -214,6 +215,28 @@ def test_a_path_longer_than_an_address_may_be(tmp_path: Path, desk: FakeDesk) ->
         assert ask(tmp_path / "short", plain())["ok"] is True
 
 
+def test_what_no_text_can_be_is_refused_like_the_rest(directory: Path) -> None:
+    answer = ask(directory, plain(secret="\ud800"))
+    assert (answer["ok"], answer["message"]) == (False, "Refused: the secret is not the run's.")
+
+
+def test_a_step_that_the_host_was_never_asked_for_is_asked_for(
+    directory: Path, desk: FakeDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An orchestration that was killed between its row and its request left the row to the next one."""
+    row = SimpleNamespace(id=uuid4(), name="train")
+    isolated = IsolatedSteps.__new__(IsolatedSteps)
+
+    def unknown(_self: FakeDesk, _step_run_id: UUID, _wait_seconds: float) -> str:
+        raise RefusedError("there is no such step.", unknown=not desk.asked)
+
+    monkeypatch.setattr(FakeDesk, "status", unknown)
+    assert isolated.get_isolated_step_status(row).value == "provisioning"  # type: ignore[arg-type]
+    assert desk.asked == [("submit", row.id, "train")]
+    with pytest.raises(container.ControlError, match="there is no such step"):
+        isolated.get_isolated_step_status(row)  # type: ignore[arg-type]
+
+
 def test_the_secret_of_a_former_owner_opens_it_too(tmp_path: Path, desk: FakeDesk) -> None:
     with ControlServer(str(tmp_path), [secret_digest("former"), secret_digest(SECRET)], desk, None):
         assert [ask(tmp_path, plain(secret=given))["ok"] for given in ("former", SECRET, "another")] == [
@@ -344,7 +367,9 @@ def test_a_digest_tells_whether_permits_are_the_same() -> None:
     one, other = settings(volumes=["/a:/a"]), settings(network="n")
     digest = Permits([one, other], ["image:1", "image:2"]).digest()
     assert Permits([other, one], ["image:2", "image:1"]).digest() == digest
-    assert Permits([settings(volumes=["/a:/a"], shm_size=None), other], ["image:1", "image:2"]).digest() == digest
+    # What everybody may have does not count.
+    free = settings(volumes=["/a:/a"], shm_size=None, environment={"A": "b"}, timeout_seconds=3, max_parallelism=2)
+    assert Permits([free, other], ["image:1", "image:2"]).digest() == digest
     for changed in (
         Permits([one, settings(network="m")], ["image:1", "image:2"]),
         Permits([one, other], ["image:1"]),
@@ -383,6 +408,7 @@ class Session(DynamicSession):
         self._run_id = uuid4()
         self._submitting, self._changed = threading.Lock(), threading.Condition()
         self._states, self._attempts, self._retries, self._over, self._name_of = {}, {}, Counter(), set(), {}
+        self._pins_written = {}
 
     def _row(self, step_run_id: UUID, invocation_id: str) -> Any:
         return SimpleNamespace(id=step_run_id, name=invocation_id, pipeline_run_id=self._run_id)
@@ -516,10 +542,13 @@ def test_another_owner_knows_what_the_first_one_was_asked_for(
     requests = [{"step": name, "reference": text} for name, text in zip(run.requested, run.references, strict=True)]
     heir_run = FakeRun()
     heir = Session(heir_run)
-    heir._run_id = session._run_id
-    # Told twice, as to an owner that finds out that there was another one before it.
-    heir.recall({"events": events[:2], "requests": requests[:2]})
+    heir._run, heir._run_id = None, session._run_id
+    heir.recall({"events": events[:2], "requests": requests})
+    heir.attend(heir_run)  # pyright: ignore[reportArgumentType]
+    # Told again once it is the owner; of requests that it was not made for it must not take charge.
     heir.recall({"events": events, "requests": requests})
+    with pytest.raises(StepEngineError, match="Another process went on"):
+        heir.recall({"events": events, "requests": [*requests, requests[0]]})
     states = {name: heir.status(one, 0) for name, one in zip("abcd", (done, failed, running, queued), strict=True)}
     assert states == {"a": "completed", "b": "failed", "c": "running", "d": "provisioning"}
     assert [heir.step_run_of(name) for name in ("b", "d/with/slashes", LEADER)] == [failed, queued, None]
@@ -531,6 +560,22 @@ def test_another_owner_knows_what_the_first_one_was_asked_for(
     for name in ("a", "c"):
         with pytest.raises(RefusedError, match="runs already, or has ended for good"):
             heir.submit(uuid4(), name)
+
+
+def test_what_may_run_is_taken_over_or_the_run_is_left_alone(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = {"kind": "attempt_launched", "step": "a", "attempt": 1}
+    assert in_flight([launched]) == {"a"}
+    assert in_flight([launched, ended("exited")]) == set()
+    session.submit(uuid4(), "a")
+
+    def refuse(_self: Session, _row: Any, _name: str) -> None:
+        raise RefusedError("its image cannot be pulled.")
+
+    monkeypatch.setattr(Session, "_described", refuse)
+    monkeypatch.setattr("orchestrator.dynamic.Client", lambda: SimpleNamespace(get_run_step=lambda _: None))
+    assert session.containers(["a", "never asked for"], set()) == {}
+    with pytest.raises(StepEngineError, match=r"`a` of run .* may still run and cannot be taken over: its image"):
+        session.containers(["a"], {"a"})
 
 
 # What becomes of the orchestration.
