@@ -8,7 +8,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ class Driver:
         publisher: The run's rows in ZenML.
         step_names: Names of the steps, in the plan's order.
         run_directory: Where logs are kept.
-        past: What happened under a former owner of the run, as `read_run` gives it.
+        record: What happened under a former owner of the run, as `read_run` gives it.
         session: Attends the run from before its start to after its end, and hears of every event.
     """
 
@@ -100,7 +100,7 @@ class Driver:
         publisher: RunPublisher,
         step_names: list[str],
         run_directory: str,
-        past: Sequence[dict[str, Any]] = (),
+        record: Mapping[str, Any] | None = None,
         *,
         session: DynamicSession | None = None,
     ) -> None:
@@ -112,7 +112,8 @@ class Driver:
         self._session = session
         self._run_directory = run_directory
         self._console = Console(step_names)
-        self._past = past
+        self._record = record
+        self._past: Sequence[dict[str, Any]] = record["events"] if record else ()
         self._signals = 0
         self._escalated = 0
         self._stop_announced = False
@@ -129,13 +130,14 @@ class Driver:
             StepFailedError: A step failed.
             RunInterruptedError: The run was stopped.
             RunOwnedError: Another process drives the run; nothing was changed.
+            StepEngineError: Another process went on with the run after its past was read; nothing was changed.
         """
         self._desk = Desk()
         try:
             with owner_lock(self._run_directory) as beat:
                 # Meant for a former owner. What comes from now on is meant for this one.
                 take_order(self._run_directory)
-                self._reread()
+                self._refuse_other_past()
                 with self._signal_handlers(), self._attendance():
                     self._drive(beat)
         finally:
@@ -156,15 +158,18 @@ class Driver:
     def _attendance(self) -> contextlib.AbstractContextManager[object]:
         return self._session or contextlib.nullcontext()
 
-    def _reread(self) -> None:
-        """Somebody else may have gone on with the run, and died too, since its past was read."""
-        if self._past:
-            from step_engine import read_run
+    def _refuse_other_past(self) -> None:
+        """Somebody else may have gone on with the run, and died too, since its past was read and ZenML asked."""
+        if self._record is None:
+            return
+        from step_engine import read_run
+        from step_engine.errors import StepEngineError
 
-            if record := read_run(self._run_directory):
-                self._past = record["events"]
-                if self._session is not None:
-                    self._session.recall(record)
+        now = read_run(self._run_directory)
+        if now is None or any(now[key] != self._record[key] for key in ("events", "requests")):
+            raise StepEngineError(
+                f"Another process went on with the run in {self._run_directory} in the meantime; resume it again."
+            )
 
     def _recall(self) -> None:
         """Takes over what a former owner knew. It may have died before it told ZenML."""

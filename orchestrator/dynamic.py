@@ -115,7 +115,7 @@ def resume_dynamic(
         completed=publisher.completed(unfinished),
     )
     session.attend(run)
-    Driver(run, publisher, record["steps"], directory, record["events"], session=session).drive()
+    Driver(run, publisher, record["steps"], directory, record, session=session).drive()
 
 
 def in_flight(events: Iterable[Mapping[str, Any]]) -> set[str]:
@@ -257,27 +257,12 @@ class DynamicSession:
             )
 
     def recall(self, record: Mapping[str, Any]) -> None:
-        """Takes over what a former owner knew. May be called again with more of it.
+        """Takes over what a former owner knew.
 
         Args:
             record: What the run's journal says, see `step_engine.read_run`.
-
-        Raises:
-            StepEngineError: It is more than what the run was made from.
         """
-        from step_engine.errors import StepEngineError
-
         with self._changed:
-            known = sum(map(len, self._attempts.values()))
-            if self._run is not None and len(record["requests"]) != known:
-                raise StepEngineError(
-                    f"Another process went on with run {self._run_id} in the meantime; resume it again."
-                )
-            self._states.clear()
-            self._attempts.clear()
-            self._retries.clear()
-            self._over.clear()
-            self._name_of.clear()
             for request in record["requests"]:
                 step_run_id, run_id, invocation_id = request["reference"].split("/", 2)
                 self._name_of[UUID(run_id), invocation_id] = request["step"]

@@ -162,9 +162,11 @@ class LocalDockerOrchestrator(IsolatedSteps):
 
         Raises:
             RuntimeError: There is no run to report to.
+            RunOwnedError: The run has an owner that lives.
         """
         from step_engine import DockerEngine
 
+        from orchestrator.driving import owner_lock
         from orchestrator.dynamic_publishing import DynamicRunPublisher
         from orchestrator.publishing import set_orchestrator_run_id
 
@@ -176,11 +178,13 @@ class LocalDockerOrchestrator(IsolatedSteps):
         if placeholder_run.orchestrator_run_id is None:
             set_orchestrator_run_id(placeholder_run.id, run_id)
         else:
-            set_aside(run_id)
-            # What a dead owner left running has nobody to ask, and two orchestrations of a run must not be.
-            engine.stop_run(run_id, force=True)
-            engine.clear_run(run_id)
-            DynamicRunPublisher(placeholder_run.id, self.id).fail_unfinished()
+            # As its owner: nobody is to resume meanwhile what is being put away.
+            with owner_lock(run_directory(run_id)):
+                set_aside(run_id)
+                # What a dead owner left running has nobody to ask, and two orchestrations of a run must not be.
+                engine.stop_run(run_id, force=True)
+                engine.clear_run(run_id)
+                DynamicRunPublisher(placeholder_run.id, self.id).fail_unfinished()
         job = self._dynamic_job(engine, snapshot, placeholder_run, stack, environment=environment, run_id=run_id)
         return self._carry_out(engine, job, snapshot)
 
@@ -357,7 +361,7 @@ class LocalDockerOrchestrator(IsolatedSteps):
             alive_until_unix_seconds=alive_until,
             completed=publisher.completed(set(record["steps"]) - finished),
         )
-        Driver(docker_run, publisher, record["steps"], directory, record["events"]).drive()
+        Driver(docker_run, publisher, record["steps"], directory, record).drive()
 
     def resume_dynamic_run(
         self, run: PipelineRunResponse, snapshot: PipelineSnapshotResponse, stack: Stack, record: dict[str, Any]
@@ -538,17 +542,14 @@ def run_directory(run_id: str) -> str:
 def set_aside(run_id: str) -> None:
     """Moves what an earlier owner of a run left in its directory, such as its journal, into `earlier-<n>` there.
 
+    To be called by the run's owner of now.
+
     Args:
         run_id: The orchestrator's id of the run.
-
-    Raises:
-        RuntimeError: That owner still lives.
     """
     from step_engine.lease import FILE_NAME
 
     directory = Path(run_directory(run_id))
-    if owner_is_alive(run_id):
-        raise RuntimeError(f"The run in {directory} is still being driven by another process.")
     if not directory.is_dir():
         return
     left = [path for path in directory.iterdir() if path.name != FILE_NAME and not path.name.startswith("earlier-")]

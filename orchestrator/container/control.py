@@ -7,8 +7,10 @@ its container looks like is the host's to find out. The host's end is `orchestra
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
+import threading
 import time
 from typing import Any
 
@@ -30,10 +32,22 @@ WAIT_SECONDS = 20.0
 _PATIENCE_SECONDS = 120.0
 """So long a host that is away is waited for, such as one that is being resumed."""
 
+_ABSENCE_SECONDS = 24 * 3600.0
+"""So long a host that has answered before is waited for to run a step: without it the run could only fail."""
+
+_ABSENT = (
+    "Nobody drives this run at the moment. On the machine where it began, `step-engine resume` goes on with it and "
+    "`step-engine stop` ends it."
+)
+
 _NO_SOCKET = (
     "Isolated steps need the control socket of the run, which a Docker engine on another machine cannot reach: use an "
     "engine on the client's machine, or run the step inline (no runtime='isolated', no resources, no image of its own)."
 )
+
+
+logger = logging.getLogger(__name__)
+_answered = threading.Event()
 
 
 class ControlError(RuntimeError):
@@ -77,24 +91,32 @@ def call(operation: str, step_run_id: object, invocation_id: str = "", wait_seco
         request["invocation_id"] = invocation_id
     if wait_seconds:
         request["wait_seconds"] = wait_seconds
-    answer = _patiently(path, json.dumps(request).encode() + b"\n", wait_seconds)
+    patience = _ABSENCE_SECONDS if operation == "submit" and _answered.is_set() else _PATIENCE_SECONDS
+    answer = _patiently(path, json.dumps(request).encode() + b"\n", wait_seconds, patience)
     if answer.get("ok") is not True:
         message = str(answer.get("message") or "The host of the run gave no answer.")
         raise ControlError(message, unknown=answer.get("unknown") is True)
     return str(answer.get("status"))
 
 
-def _patiently(path: str, request: bytes, wait_seconds: float) -> dict[str, Any]:
+def _patiently(path: str, request: bytes, wait_seconds: float, patience_seconds: float) -> dict[str, Any]:
     """Repeats a request whose host is away: each may be repeated without harm."""
-    deadline, pause = time.monotonic() + _PATIENCE_SECONDS, 0.2
+    begin, pause, told = time.monotonic(), 0.2, False
     while True:
         try:
-            return _exchange(path, request, wait_seconds)
+            answer = _exchange(path, request, wait_seconds)
         except (OSError, ValueError) as error:
-            if time.monotonic() + pause > deadline:
+            away = time.monotonic() + pause - begin
+            if away > patience_seconds:
                 raise ControlError(f"The host of the run does not answer: {type(error).__name__}.") from None
+            if away > _PATIENCE_SECONDS and not told:
+                logger.warning(_ABSENT)
+                told = True
             time.sleep(pause)
             pause = min(pause * 2, 5.0)
+        else:
+            _answered.set()
+            return answer
 
 
 def _exchange(path: str, request: bytes, wait_seconds: float) -> dict[str, Any]:

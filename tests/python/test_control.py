@@ -265,6 +265,31 @@ def test_a_host_that_comes_back_is_waited_for(tmp_path: Path, desk: FakeDesk, mo
         container.call("status", uuid4())
 
 
+def test_a_step_waits_for_whoever_resumes_the_run(
+    tmp_path: Path, desk: FakeDesk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(container.ENV_SOCKET, str(tmp_path / "control" / "socket"))
+    monkeypatch.setenv(container.ENV_SECRET, SECRET)
+    monkeypatch.setattr(container, "_answered", threading.Event())
+    monkeypatch.setattr(container, "_PATIENCE_SECONDS", 0.5)
+    # Whether anybody was ever there is not known yet.
+    with pytest.raises(container.ControlError, match="does not answer"):
+        container.call("submit", uuid4(), "train")
+    with ControlServer(str(tmp_path), [secret_digest(SECRET)], desk, None):
+        assert container.call("submit", uuid4(), "train") == "provisioning"
+    answers: list[str] = []
+    asking = threading.Thread(target=lambda: answers.append(container.call("submit", uuid4(), "evaluate")))
+    asking.start()
+    with pytest.raises(container.ControlError, match="does not answer"):
+        container.call("status", uuid4())
+    asking.join(1)
+    assert asking.is_alive()
+    with ControlServer(str(tmp_path), [secret_digest(SECRET)], desk, None):
+        asking.join(20)
+    assert answers == ["provisioning"]
+    assert [record.message for record in caplog.records if record.name == container.__name__] == [container._ABSENT]
+
+
 def test_without_a_socket_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(container.ENV_SOCKET, raising=False)
     with pytest.raises(container.ControlError, match="engine on another machine cannot reach: use an engine on the"):
@@ -545,12 +570,8 @@ def test_another_owner_knows_what_the_first_one_was_asked_for(
     heir_run = FakeRun()
     heir = Session(heir_run)
     heir._run, heir._run_id = None, session._run_id
-    heir.recall({"events": events[:2], "requests": requests})
-    heir.attend(heir_run)  # pyright: ignore[reportArgumentType]
-    # Told again once it is the owner; of requests that it was not made for it must not take charge.
     heir.recall({"events": events, "requests": requests})
-    with pytest.raises(StepEngineError, match="Another process went on"):
-        heir.recall({"events": events, "requests": [*requests, requests[0]]})
+    heir.attend(heir_run)  # pyright: ignore[reportArgumentType]
     states = {name: heir.status(one, 0) for name, one in zip("abcd", (done, failed, running, queued), strict=True)}
     assert states == {"a": "completed", "b": "failed", "c": "running", "d": "provisioning"}
     assert [heir.step_run_of(name) for name in ("b", "d/with/slashes", LEADER)] == [failed, queued, None]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from step_engine import orders
 from step_engine.console import Console
-from step_engine.errors import RunInterruptedError, StepFailedError
+from step_engine.errors import RunInterruptedError, StepEngineError, StepFailedError
 
 from orchestrator import driving
 
@@ -161,7 +161,7 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path, monkeypatch: 
     assert (run.reasons, store.finished) == ([], ["failed"])
 
 
-def test_what_a_dead_owner_did_not_tell_is_told(tmp_path: Path) -> None:
+def test_what_a_dead_owner_did_not_tell_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     past = []
     for step, status, outcome in (("a", "failed", {"kind": "exited", "code": 1}), ("b", "completed", None)):
         past.append({"kind": "attempt_started", "step": step, "attempt": 1, "details": {"warm": False}})
@@ -169,20 +169,25 @@ def test_what_a_dead_owner_did_not_tell_is_told(tmp_path: Path) -> None:
     run, store = Run(), Store()
     store.known.add("b")
     run.summary, run.finished = {**SUMMARY, "status": "completed"}, True
-    driving.Driver(run, store, ["a", "b"], str(tmp_path), past).drive()  # pyright: ignore[reportArgumentType]
+    record = {"events": past, "requests": []}
+    monkeypatch.setattr("step_engine.read_run", lambda _directory: record)
+    driving.Driver(run, store, ["a", "b"], str(tmp_path), record).drive()  # pyright: ignore[reportArgumentType]
     assert store.told == [("a", "failed"), ("a", "exited")]
     assert store.finished == ["completed"]
 
 
-def test_what_another_owner_did_meanwhile_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    began = {"kind": "attempt_started", "step": "a", "attempt": 1, "details": {"warm": False}}
-    outcome = {"kind": "exited", "code": 1}
-    ended = {"kind": "step_finished", "step": "a", "status": "failed", "outcome": outcome}
-    monkeypatch.setattr("step_engine.read_run", lambda _directory: {"events": [began, ended]})
+@pytest.mark.parametrize("further", ["events", "requests"])
+def test_nobody_goes_on_with_what_another_owner_has_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, further: str
+) -> None:
+    record: dict[str, Any] = {"events": [], "requests": []}
+    one = {"events": {"kind": "attempt_launched", "step": "a", "attempt": 1}, "requests": {"step": "a"}}[further]
+    monkeypatch.setattr("step_engine.read_run", lambda _directory: {**record, further: [one]})
     run, store = Run(), Store()
-    run.summary, run.finished = {**SUMMARY, "status": "completed"}, True
-    driving.Driver(run, store, ["a"], str(tmp_path), [began]).drive()  # pyright: ignore[reportArgumentType]
-    assert store.told == [("a", "failed"), ("a", "exited")]
+    monkeypatch.setattr(run, "start", lambda: pytest.fail("it was gone on with"))
+    with pytest.raises(StepEngineError, match="in the meantime; resume it again"):
+        driving.Driver(run, store, ["a"], str(tmp_path), record).drive()  # pyright: ignore[reportArgumentType]
+    assert (store.told, store.finished) == ([], [])
 
 
 def test_an_order_counts_from_the_moment_the_owner_is_one(tmp_path: Path) -> None:
