@@ -276,16 +276,17 @@ fn over_key(from: &str) -> String {
 /// Key of the signal that stops the rest of a run.
 pub const STOP_KEY: &str = "stopped";
 
-/// Events and transitions of one token edge when its waiter comes first.
-pub const fn edge_cost(tracked: bool) -> (u64, u64) {
-    // first interval, look, wait; get, send
-    let (events, transitions) = (PLAIN_EVENTS + 3 * REQUEST_EVENTS + super::limits::SYNC_EVENTS, 5);
+/// Events and transitions of one token edge in the machine of its waiter, when that comes first.
+pub const fn wait_cost(tracked: bool) -> (u64, u64) {
+    // first interval, look, wait
+    let (events, transitions) = (PLAIN_EVENTS + REQUEST_EVENTS + super::limits::SYNC_EVENTS, 3);
     if tracked { (events + PLAIN_EVENTS, transitions + 1) } else { (events, transitions) }
 }
 
-/// Events and transitions of a part that signals, beside those of its edges.
-pub const fn source_cost(edges: usize) -> (u64, u64) {
-    if edges > 1 { (REQUEST_EVENTS + MAP_EVENTS + ITEM_EVENTS * edges as u64, 2) } else { (REQUEST_EVENTS, 1) }
+/// Events and transitions of a part that signals, in its own machine: each token is got and sent.
+pub const fn tell_cost(edges: usize) -> (u64, u64) {
+    let (events, transitions) = (REQUEST_EVENTS + 2 * REQUEST_EVENTS * edges as u64, 1 + 2 * edges as u64);
+    if edges > 1 { (events + MAP_EVENTS + ITEM_EVENTS * edges as u64, transitions + 1) } else { (events, transitions) }
 }
 
 /// Events of a machine that tells of so many token edges: each put, got and sent.

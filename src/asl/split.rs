@@ -188,13 +188,13 @@ impl Splitter<'_> {
     }
 
     fn own(&self, awaits: &[tree::TokenEdge], signals: &[tree::TokenEdge]) -> Weight {
-        let (events, _) = signal::edge_cost(self.tracks);
-        let sides = (awaits.len() + signals.len()) as u64;
+        let (waiting, _) = signal::wait_cost(self.tracks);
+        let (told, _) = if signals.is_empty() { (0, 0) } else { signal::tell_cost(signals.len()) };
         let factor = if self.tracks { 2 } else { 1 };
         let telling = if signals.is_empty() { 0 } else { BYTES_OF_TELLING + BYTES_OF_WAITER * signals.len() as u64 };
         Weight {
             bytes: BYTES_OF_WAITING * awaits.len() as u64 + factor * telling,
-            events: events * sides / 2 + 2 * sides,
+            events: waiting * awaits.len() as u64 + told,
             depth: u32::from(!signals.is_empty()),
         }
     }

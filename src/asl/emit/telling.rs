@@ -24,7 +24,7 @@ impl Emitter<'_, '_> {
             format!("{}: did {} complete", ends.to, ends.from),
         ];
         let names = wanted.map(|name| self.names.take(&name));
-        let (events, transitions) = signal::edge_cost(tracks);
+        let (events, transitions) = signal::wait_cost(tracks);
         self.counts.add(events, transitions);
         let first = names[0].clone();
         let states = self.signals().map(|signals| signals.wait(ends, names, &then, otherwise.as_deref()));
@@ -55,7 +55,7 @@ impl Emitter<'_, '_> {
             let state = signal::tell_each(status, signal::branch(states), then.clone());
             self.push(&format!("{source}: {verb} all"), state, (0, 0), out)
         };
-        let (events, transitions) = signal::source_cost(edges.len());
+        let (events, transitions) = signal::tell_cost(edges.len());
         let over = self.signals().map(|signals| signals.over(source, status, tells, Then::Next(after)));
         let name = self.names.take(&format!("{source}: over, {verb}"));
         self.counts.add(events, transitions);

@@ -165,6 +165,16 @@ pub fn run(case: &Case, compiled: &Compiled, latency: Option<Random>) -> Ran {
     let root = machines[&root_arn(compiled)];
     let mut interpreter = Interpreter::new(machines, root, json!({"snapshot_id": "snapshot"}), world(case, latency));
     interpreter.run(None);
+    if oracle(case).first_failure.is_none() && case.retries.is_empty() {
+        let promised = |arn: Option<&str>| match arn {
+            Some(arn) => compiled.machines.iter().find(|machine| arn.ends_with(&format!(":{}", machine.name))),
+            None => Some(compiled.root()),
+        };
+        for (arn, events) in interpreter.histories() {
+            let promised = promised(arn).expect("a machine").counts.events;
+            assert!(events <= promised, "seed {}: {arn:?} has {events} events, not {promised}", case.seed);
+        }
+    }
     summary(case, interpreter, false)
 }
 
