@@ -21,8 +21,6 @@ pub struct Decomposition {
     pub waits: Vec<Wait>,
     /// For each node the upstreams that only a barrier separates it from.
     pub guards: Vec<Vec<u32>>,
-    /// Whether a part was too wide for the places that it has.
-    pub laned: bool,
     /// Levels inside each other. Above the limit the tree is not complete.
     pub depth: u32,
     /// A node of the deepest level.
@@ -52,7 +50,6 @@ pub struct Decomposer<'a> {
     pub token_edges: usize,
     pub waits: Vec<Wait>,
     pub guards: Vec<Vec<u32>>,
-    laned: bool,
     level: u32,
     depth: u32,
     deepest: u32,
@@ -70,15 +67,14 @@ pub fn decompose(graph: &Reduced, seconds: &[f64], ways: Ways) -> Decomposition 
         token_edges: 0,
         waits: Vec::new(),
         guards: vec![Vec::new(); count],
-        laned: false,
         level: 0,
         depth: 0,
         deepest: 0,
     };
     #[expect(clippy::cast_possible_truncation, reason = "positions of a plan fit in 32 bits")]
     let root = decomposer.part((0..count as u32).collect());
-    let Decomposer { token_edges, waits, guards, laned, depth, deepest, .. } = decomposer;
-    Decomposition { root, token_edges, waits, guards, laned, depth, deepest }
+    let Decomposer { token_edges, waits, guards, depth, deepest, .. } = decomposer;
+    Decomposition { root, token_edges, waits, guards, depth, deepest }
 }
 
 impl Decomposer<'_> {
@@ -119,7 +115,6 @@ impl Decomposer<'_> {
     fn inner(&mut self, nodes: Vec<u32>) -> Part {
         self.mark(&nodes);
         if self.ways.places < nodes.len() && Inside::new(self, &nodes).exceeds(self.ways.places) {
-            self.laned = true;
             return self.too_wide(&nodes);
         }
         // What is inside is narrow enough, too.

@@ -2,7 +2,7 @@
 //!
 //! Payload, in modes that go on after a failure: `$.o.s` holds `failed` and `skipped` (labels, each followed by a comma) of the
 //! current branch and the `signal` that its last step gives who waits for it; `$.up.bad` the labels that a barrier has passed on, and
-//! where lanes have many barriers `$.up.base` those of them that the branch began with, lest each barrier repeats those before it;
+//! where there is more than one barrier `$.up.base` those of them that the branch began with, lest each barrier repeats those before it;
 //! `$.n` what a part adds to a `$.o.s` that is not empty. A branch and a machine inside put out `$.o` and nothing else, so that payloads
 //! stay small where many meet. Under `FAIL_FAST` nothing is read from the payload but `$.t` and `$.w`, the scratch places of signals
 //! (`$.t`: whom to tell; `$.w`: how long to wait, then what was told).
@@ -37,7 +37,7 @@ pub struct Shared<'a> {
     pub labels: &'a [String],
     pub ready: &'a [Ready],
     pub guards: &'a [Vec<u32>],
-    /// Whether lanes can have many rows before which a barrier passes on what did not complete.
+    /// Whether more than one barrier may pass on what did not complete in the same branch.
     pub keeps_base: bool,
     /// By node: whether a failure elsewhere can precede its start.
     pub asks_for_stop: &'a [bool],

@@ -238,7 +238,7 @@ impl<'a> Analysis<'a> {
         }
         let name = options.name.clone().unwrap_or_else(|| machine_name(&plan.pipeline, limits::NAME_CHARACTERS));
         let edges = graph.preds.iter().map(Vec::len).sum();
-        let keeps_base = tree.laned && passes_on;
+        let keeps_base = passes_on && tree.waits.len() > 1;
         Ok(Self {
             steps,
             labels,
@@ -323,8 +323,10 @@ impl<'a> Analysis<'a> {
 
 /// For each wait the pairs of a waiting step and a step that it does not directly depend on.
 fn wait_pairs(tree: &decompose::Decomposition) -> Vec<usize> {
-    let direct =
-        |then: u32, first: &[u32]| tree.guards[then as usize].iter().filter(|pred| first.contains(pred)).count();
+    // What was first is in ascending order.
+    let direct = |then: u32, first: &[u32]| {
+        tree.guards[then as usize].iter().filter(|&pred| first.binary_search(pred).is_ok()).count()
+    };
     let pairs = |wait: &barrier::Wait| {
         let all = wait.first.len() * wait.then.len();
         all - wait.then.iter().map(|&then| direct(then, &wait.first)).sum::<usize>()

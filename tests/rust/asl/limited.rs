@@ -207,3 +207,60 @@ fn equal_branches_are_dealt_out_evenly() {
     let wait = &shape(16, 1, 4, Synchronization::Exact).report.added_waits[0];
     assert_eq!((&wait.first, &wait.then, wait.pairs), (&vec![name(0)], &vec![name(4)], 1));
 }
+
+fn barriers(dag: &Dag, fails: &[usize], max_parallelism: Option<u32>) -> Case {
+    Case {
+        seed: 0,
+        milliseconds: vec![1000; dag.len()],
+        dag: dag.clone(),
+        fails: fails.iter().copied().collect(),
+        mode: ExecutionMode::ContinueOnFailure,
+        way: Synchronization::Barrier,
+        max_parallelism,
+        retries: Vec::new(),
+    }
+}
+
+/// 0, 1 -> 2, 3 is an N, and so is 4, 5 -> 6, 7, which 8 waits for. 2 is nobody's upstream, and before the barrier.
+#[test]
+fn a_row_behind_a_barrier_is_skipped_for_its_own_upstreams_only() {
+    let dag: Dag = vec![vec![], vec![], vec![0], vec![0, 1], vec![3], vec![3], vec![4], vec![4, 5], vec![6, 7]];
+    for limit in [None, Some(3), Some(2)] {
+        for fails in [&[2][..], &[2, 5], &[5], &[6], &[2, 3]] {
+            let case = barriers(&dag, fails, limit);
+            let ran = run(&case, &compiled(&case, None, 99_999_999), None);
+            check(&case, &ran, true);
+        }
+    }
+    let case = barriers(&dag, &[2], None);
+    let compiled = compiled(&case, None, 99_999_999);
+    let definition = definitions(&compiled)[&super::root_arn(&compiled)].to_string();
+    assert!(definition.contains("add to what was before"), "the row of a barrier and 8 is behind a barrier");
+}
+
+/// What did not complete stands in a payload at most twice, however many barriers pass it on.
+#[test]
+fn payloads_do_not_grow_with_the_number_of_barriers() {
+    // Each of the back waits for two of the front, every second of which fails: one lane, a barrier before nearly every row.
+    let half = 600_usize;
+    let zigzag: Dag = (0..2 * half)
+        .map(|at| match at.checked_sub(half) {
+            None => vec![],
+            Some(left) => (left..half.min(left + 2)).collect(),
+        })
+        .collect();
+    let fails: Vec<usize> = (0..half).step_by(2).collect();
+    let case = barriers(&zigzag, &fails, Some(1));
+    check(&case, &run(&case, &compiled(&case, None, 99_999_999), None), true);
+
+    // Three strands that change places have no cut, so they are barriers inside barriers. What hangs on their first step fails.
+    let (length, loose) = (500, 800);
+    let mut braid: Dag = vec![vec![]; 3];
+    braid.extend((3..3 * length).map(|at| vec![at - 3, if at % 3 == 2 { at - 5 } else { at - 2 }]));
+    braid.extend((0..loose).map(|_| vec![0]));
+    let fails: Vec<usize> = (3 * length..3 * length + loose).collect();
+    for limit in [None, Some(2)] {
+        let case = barriers(&braid, &fails, limit);
+        check(&case, &run(&case, &compiled(&case, None, 99_999_999), None), true);
+    }
+}
