@@ -37,6 +37,8 @@ pub struct Ways {
     pub places: usize,
     /// Whether there is a place for signals.
     pub signals: bool,
+    /// Token edges into a step, and out of one, that a machine of its own has room for.
+    pub edges_of_step: (usize, usize),
 }
 
 pub struct Decomposer<'a> {

@@ -6,7 +6,7 @@
 //! 1. Components that have nothing to do with each other are dealt out to lanes, each with a share of the places.
 //! 2. A barrier: what a list schedule starts first, then the rest, each cut again until it is narrow enough.
 //! 3. The list schedule itself, one lane for each place; a dependency between two lanes becomes a token edge. It is what the others
-//!    are measured against.
+//!    are measured against. Not where a step would have more token edges than one machine has room for.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -29,7 +29,7 @@ const LARGE: usize = 2_000_000;
 
 /// Decomposes a part that is too wide: its components, or itself if it is connected and has no cut.
 pub fn lay(decomposer: &mut Decomposer<'_>, nodes: &[u32], components: Vec<Vec<u32>>) -> Part {
-    let Ways { synchronization, budget, places, signals } = decomposer.ways();
+    let Ways { synchronization, budget, places, signals, edges_of_step } = decomposer.ways();
     let inside = Inside::new(decomposer, nodes);
     let seconds = decomposer.seconds_of(nodes);
     let list = list::schedule(&inside, &seconds, places);
@@ -43,8 +43,11 @@ pub fn lay(decomposer: &mut Decomposer<'_>, nodes: &[u32], components: Vec<Vec<u
             return deal.part(decomposer);
         }
     }
-    if !crosses(&inside, &list) {
-        return by_list(decomposer, nodes, &inside, &list);
+    let lanes = in_lanes(&inside, &seconds, places, &list, allowed);
+    let lanes = lanes.as_ref().unwrap_or(&list);
+    if crossings(&inside, lanes) == 0 {
+        decomposer.spend(lanes.makespan - list.makespan);
+        return by_list(decomposer, nodes, &inside, lanes);
     }
     let without = |decomposer: &mut Decomposer<'_>| match &dealt {
         Some(deal) if deal.makespan * BARRIER_GAIN <= barrier::promise(&inside, &seconds, &list, places) => {
@@ -52,15 +55,38 @@ pub fn lay(decomposer: &mut Decomposer<'_>, nodes: &[u32], components: Vec<Vec<u
         }
         _ => barrier::split_by(decomposer, nodes, &inside, &seconds, &list),
     };
-    if synchronization == Synchronization::Barrier || !signals {
+    if synchronization == Synchronization::Barrier || !signals || !has_room(edges_of_step, &inside, lanes) {
         return without(decomposer);
     }
     let part = decomposer.unless_slower(nodes, list.makespan, allowed, without);
-    part.unwrap_or_else(|| by_list(decomposer, nodes, &inside, &list))
+    part.unwrap_or_else(|| {
+        decomposer.spend(lanes.makespan - list.makespan);
+        by_list(decomposer, nodes, &inside, lanes)
+    })
 }
 
-fn crosses(inside: &Inside, list: &List) -> bool {
-    (0..inside.len()).any(|node| inside.preds(node).any(|pred| list.lane_of[pred] != list.lane_of[node]))
+/// Whether each step's token edges have room in one machine. A step that thousands wait for, or that waits for thousands, has not.
+fn has_room((most_into, most_out): (usize, usize), inside: &Inside, list: &List) -> bool {
+    let crosses = |node: usize, others: &mut dyn Iterator<Item = usize>| {
+        others.filter(|&other| list.lane_of[other] != list.lane_of[node]).count()
+    };
+    (0..inside.len()).all(|node| {
+        crosses(node, &mut inside.preds(node)) <= most_into && crosses(node, &mut inside.succs(node)) <= most_out
+    })
+}
+
+/// Dependencies between two lanes.
+fn crossings(inside: &Inside, list: &List) -> usize {
+    let crosses =
+        |node: usize| inside.preds(node).filter(move |&pred| list.lane_of[pred] != list.lane_of[node]).count();
+    (0..inside.len()).map(crosses).sum()
+}
+
+/// The schedule that keeps to its lanes, where it crosses them less often and is over at most `allowed` seconds later.
+fn in_lanes(inside: &Inside, seconds: &[f64], places: usize, list: &List, allowed: f64) -> Option<List> {
+    let before = crossings(inside, list);
+    let lanes = (before > 0).then(|| list::in_lanes(inside, seconds, places, list.makespan))?;
+    (lanes.makespan - list.makespan <= allowed && crossings(inside, &lanes) < before).then_some(lanes)
 }
 
 /// The list schedule as it is: one lane for each place.
@@ -264,12 +290,15 @@ fn spread(sizes: &mut [Size], lanes: &mut [Lane], places: usize) {
     let mut left = places - lanes.iter().map(|lane| lane.places).sum::<usize>();
     while left > 0 {
         let Some(lane) = lanes.iter_mut().max_by(|a, b| a.load.total_cmp(&b.load)) else { return };
-        if lane.components.iter().all(|&component| sizes[component].width <= lane.places) {
+        let widest = lane.components.iter().map(|&component| sizes[component].width).max().unwrap_or(0);
+        if widest <= lane.places {
             return;
         }
-        lane.places += 1;
+        // Many are not given one by one: each number of places is a schedule to compute.
+        let more = (left / 4).clamp(1, widest - lane.places);
+        lane.places += more;
         lane.load = lane.components.iter().map(|&component| sizes[component].on(lane.places)).sum();
-        left -= 1;
+        left -= more;
     }
 }
 

@@ -1,9 +1,11 @@
 //! A list schedule (Graham 1969): whenever a place is free, of the steps that are ready the one with the longest path behind it starts.
 //!
-//! Each place is a lane. A step takes the lane of an upstream where it can, since what happens in one lane needs no signal.
+//! Each place is a lane. A step takes the lane of an upstream where it can, since what happens in one lane needs no signal. By the longest
+//! path alone independent chains take turns and change lanes at every step, though nothing is gained by it; so there is a second
+//! schedule, [`in_lanes`], that leaves a lane only for what would be late otherwise.
 
 use std::cmp::{Ordering, Reverse};
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 
 use super::width::Inside;
 
@@ -50,8 +52,54 @@ pub fn tails(inside: &Inside, seconds: &[f64]) -> Vec<f64> {
 
 /// Schedules a part on `places` places.
 pub fn schedule(inside: &Inside, seconds: &[f64], places: usize) -> List {
+    run(inside, seconds, places, f64::NEG_INFINITY)
+}
+
+/// Schedules a part such that a lane goes on with a downstream of what it did last, as long as no step that waits for a place would make
+/// all be over after `due`. It may be over later all the same, and may cross lanes more often: neither of the two is always better.
+pub fn in_lanes(inside: &Inside, seconds: &[f64], places: usize, due: f64) -> List {
+    run(inside, seconds, places, due)
+}
+
+/// What waits for a place.
+struct Ready {
+    /// By the longest path behind them. One that was taken from the middle stays until it comes up.
+    heap: BinaryHeap<(Seconds, Reverse<usize>)>,
+    is_ready: Vec<bool>,
+}
+
+impl Ready {
+    fn push(&mut self, node: usize, tail: f64) {
+        self.is_ready[node] = true;
+        self.heap.push((Seconds(tail), Reverse(node)));
+    }
+
+    /// The next one, if its longest path is above a length.
+    fn pop_above(&mut self, length: f64) -> Option<usize> {
+        loop {
+            let &(Seconds(tail), Reverse(node)) = self.heap.peek()?;
+            if !self.is_ready[node] {
+                self.heap.pop();
+                continue;
+            }
+            if tail <= length {
+                return None;
+            }
+            self.heap.pop();
+            self.is_ready[node] = false;
+            return Some(node);
+        }
+    }
+
+    fn take(&mut self, node: usize) -> bool {
+        std::mem::replace(&mut self.is_ready[node], false)
+    }
+}
+
+fn run(inside: &Inside, seconds: &[f64], places: usize, due: f64) -> List {
     let count = inside.len();
     let tails = tails(inside, seconds);
+    let longest = seconds.iter().copied().fold(0.0, f64::max);
     let mut list = List {
         starts: vec![0.0; count],
         finishes: vec![0.0; count],
@@ -60,38 +108,52 @@ pub fn schedule(inside: &Inside, seconds: &[f64], places: usize) -> List {
         makespan: 0.0,
     };
     let mut waiting: Vec<usize> = (0..count).map(|node| inside.preds(node).count()).collect();
-    let key = |node: usize| (Seconds(tails[node]), Reverse(node));
-    let mut ready: BinaryHeap<_> = (0..count).filter(|&node| waiting[node] == 0).map(key).collect();
+    let mut ready = Ready { heap: BinaryHeap::new(), is_ready: vec![false; count] };
+    (0..count).filter(|&node| waiting[node] == 0).for_each(|node| ready.push(node, tails[node]));
     let mut running = BinaryHeap::new();
-    let mut is_free = vec![true; list.lanes.len()];
-    let mut free = list.lanes.len();
+    let mut free: BTreeSet<usize> = (0..list.lanes.len()).collect();
+    let mut ended: Vec<usize> = Vec::new();
     let mut now = 0.0;
     loop {
         let mut begin = Vec::new();
-        while begin.len() < free
-            && let Some((_, Reverse(node))) = ready.pop()
+        // A place that is not taken now is free again after the longest step at the latest.
+        while begin.len() < free.len()
+            && let Some(node) = ready.pop_above(due - now - longest)
         {
             begin.push(node);
         }
-        free -= begin.len();
-        place(inside, &mut list, &mut is_free, &begin);
+        if begin.len() < free.len() {
+            ended.sort_by(|&a, &b| tails[b].total_cmp(&tails[a]).then(a.cmp(&b)));
+            for node in ended.drain(..) {
+                let next = inside.succs(node).filter(|&succ| ready.is_ready[succ]);
+                let next = next.max_by(|&a, &b| tails[a].total_cmp(&tails[b]).then(b.cmp(&a)));
+                begin.extend(next.filter(|&next| begin.len() < free.len() && ready.take(next)));
+            }
+        }
+        while begin.len() < free.len()
+            && let Some(node) = ready.pop_above(f64::NEG_INFINITY)
+        {
+            begin.push(node);
+        }
+        place(inside, &mut list, &mut free, &begin);
         for node in begin {
             (list.starts[node], list.finishes[node]) = (now, now + seconds[node]);
             running.push(Reverse((Seconds(now + seconds[node]), node)));
         }
         let Some(&Reverse((Seconds(next), _))) = running.peek() else { break };
         now = next;
+        ended.clear();
         // What ends at the same moment is over together, or the order of names would decide who is ready.
         while let Some(&Reverse((Seconds(end), node))) = running.peek()
             && end <= now
         {
             running.pop();
-            is_free[list.lane_of[node]] = true;
-            free += 1;
+            free.insert(list.lane_of[node]);
+            ended.push(node);
             for succ in inside.succs(node) {
                 waiting[succ] -= 1;
                 if waiting[succ] == 0 {
-                    ready.push(key(succ));
+                    ready.push(succ, tails[succ]);
                 }
             }
         }
@@ -101,26 +163,21 @@ pub fn schedule(inside: &Inside, seconds: &[f64], places: usize) -> List {
 }
 
 /// Gives lanes to steps that start now: that of an upstream that ran last there, that of another upstream, any.
-fn place(inside: &Inside, list: &mut List, is_free: &mut [bool], begin: &[usize]) {
+fn place(inside: &Inside, list: &mut List, free: &mut BTreeSet<usize>, begin: &[usize]) {
     let mut left = Vec::new();
     for &node in begin {
-        let goes_on =
-            |&lane: &usize| is_free[lane] && list.lanes[lane].last().is_some_and(|last| has(inside, node, *last));
+        let goes_on = |&lane: &usize| {
+            free.contains(&lane) && list.lanes[lane].last().is_some_and(|last| has(inside, node, *last))
+        };
         match inside.preds(node).map(|pred| list.lane_of[pred]).find(goes_on) {
-            Some(lane) => put(list, is_free, node, lane),
+            Some(lane) => put(list, free, node, lane),
             None => left.push(node),
         }
     }
-    let mut any = 0;
     for node in left {
-        let lane = inside.preds(node).map(|pred| list.lane_of[pred]).find(|&lane| is_free[lane]);
-        let lane = lane.unwrap_or_else(|| {
-            while !is_free[any] {
-                any += 1;
-            }
-            any
-        });
-        put(list, is_free, node, lane);
+        let lane = inside.preds(node).map(|pred| list.lane_of[pred]).find(|lane| free.contains(lane));
+        let Some(lane) = lane.or_else(|| free.first().copied()) else { continue };
+        put(list, free, node, lane);
     }
 }
 
@@ -128,8 +185,8 @@ fn has(inside: &Inside, node: usize, pred: usize) -> bool {
     inside.preds(node).any(|other| other == pred)
 }
 
-fn put(list: &mut List, is_free: &mut [bool], node: usize, lane: usize) {
-    is_free[lane] = false;
+fn put(list: &mut List, free: &mut BTreeSet<usize>, node: usize, lane: usize) {
+    free.remove(&lane);
     list.lane_of[node] = lane;
     list.lanes[lane].push(node);
 }

@@ -205,6 +205,7 @@ impl<'a> Analysis<'a> {
             budget,
             places: limit.map_or(usize::MAX, |limit| limit.places),
             signals: options.signals.is_some(),
+            edges_of_step: split::edges_of_step(options.limits),
         };
         let tree = decompose::decompose(&graph, &seconds, ways);
         if tree.depth > limits::TREE_DEPTH {

@@ -29,6 +29,16 @@ const BYTES_OF_WAITER: u64 = 60;
 const BYTES_OF_STATUS: u64 = 700;
 const NESTED: Weight = Weight { bytes: 1_100, events: limits::SYNC_EVENTS + limits::PLAIN_EVENTS, depth: 0 };
 
+/// Token edges into a step, and out of one, for which a machine of its own has room: half of a machine's bytes and events.
+pub fn edges_of_step(limits: MachineLimits) -> (usize, usize) {
+    let (waiting, _) = signal::wait_cost(true);
+    // From two on they are told by a `Map`.
+    let (told_two, _) = signal::tell_cost(2);
+    let number = |count: u64| usize::try_from(count / 2).unwrap_or(usize::MAX).max(1);
+    let into = number((limits.definition_bytes / BYTES_OF_WAITING).min(limits.events / waiting));
+    (into, number(2 * limits.events / told_two))
+}
+
 /// Puts parts into machines of their own until each machine keeps `share` of its limits.
 pub fn split(part: Part, shared: &Shared<'_>, share: f64) -> Part {
     let limits = shared.options.limits;
