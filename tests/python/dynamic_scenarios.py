@@ -157,6 +157,28 @@ def outlived() -> None:
     follows()
 
 
+@step(runtime="isolated")
+def doubled(value: int) -> int:
+    if value > 2:
+        raise ValueError("on purpose, in a child")
+    return 2 * value
+
+
+# Settings that depend on where this is imported, as those above do, would be others in the orchestration.
+@pipeline(dynamic=True, enable_cache=False)
+def child(value: int) -> None:
+    doubled(value)
+
+
+@pipeline(dynamic=True, enable_cache=False, settings=SETTINGS)
+def family() -> None:
+    doubled(0)
+    children = [child.submit(value) for value in (1, 2)]
+    for one in children:
+        one.result()
+    child(3)
+
+
 def _asks(request: bytes) -> str:
     with socket.socket(socket.AF_UNIX) as line:
         line.settimeout(60)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from step_engine import read_run
+from zenml.models import PipelineRunFilter, StepRunFilter
 
 if TYPE_CHECKING:
     from conftest import Project
@@ -102,6 +103,25 @@ def test_an_orchestration_that_is_killed_goes_on_where_it_was(project: Project) 
     assert run.attempts["dies_once"][-1] == "completed"
     assert (project.scratch / "counted").read_text() == "x", "it ran once"
     assert "orchestration | -- attempt 2" in output
+
+
+def test_children_of_a_run_have_their_isolated_steps_run_too(project: Project) -> None:
+    code, output = project.run("family", module=MODULE)
+    run = project.ended("family")
+    # The last one fails, and with it its parent.
+    assert (code != 0, run.status, run.containers) == (True, "failed", []), output
+    record = read_run(str(run.log_directory))
+    assert record is not None
+    names = ["pipeline:child", "pipeline:child_2", "pipeline:child_3"]
+    assert record["steps"] == ["orchestration", "doubled", *(f"{name}/doubled" for name in names)]
+    store = project.records.store
+    runs = PipelineRunFilter(project="default", parent_run_id=run.run.id, sort_by="asc:created")
+    children = {child.child_key: child for child in store.list_runs(runs).items}
+    assert [children[name].status.value for name in names] == ["completed", "completed", "failed"]
+    for name, child in children.items():
+        rows = StepRunFilter(project="default", pipeline_run_id=child.id)
+        assert [(row.name, row.status) for row in store.list_run_steps(rows).items] == [("doubled", child.status)], name
+    assert "ValueError: on purpose, in a child" in output
 
 
 def test_zenmls_retry_goes_on_with_a_failed_run(project: Project) -> None:
