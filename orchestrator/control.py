@@ -36,6 +36,9 @@ REFUSALS_FILE_NAME = "refused.log"
 """In the run's directory: what the orchestration container asked for in vain."""
 
 _MAX_CONNECTIONS = 64
+_MAX_REASON = 1000
+"""Characters, each of which JSON may write as six bytes."""
+
 _MAX_REFUSALS = 1000
 _REQUEST_SECONDS = 10.0
 _MAX_PATH_BYTES = 100
@@ -151,7 +154,8 @@ class ControlServer:
             answer = {"ok": True, "status": self._grant(_request(line))}
         except RefusedError as refusal:
             self._log(str(refusal))
-            answer = {"ok": False, "message": f"Refused: {refusal}", "unknown": refusal.unknown}
+            # An answer of any length can be read; what an engine says may be a page of a proxy.
+            answer = {"ok": False, "message": f"Refused: {str(refusal)[:_MAX_REASON]}", "unknown": refusal.unknown}
         except OSError:
             return
         except Exception as error:

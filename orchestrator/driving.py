@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zenml.logger import get_logger
@@ -135,9 +136,9 @@ class Driver:
         self._desk = Desk()
         try:
             with owner_lock(self._run_directory) as beat:
+                self._refuse_other_past()
                 # Meant for a former owner. What comes from now on is meant for this one.
                 take_order(self._run_directory)
-                self._refuse_other_past()
                 with self._signal_handlers(), self._attendance():
                     self._drive(beat)
         finally:
@@ -159,12 +160,16 @@ class Driver:
         return self._session or contextlib.nullcontext()
 
     def _refuse_other_past(self) -> None:
-        """Somebody else may have gone on with the run, and died too, since its past was read and ZenML asked."""
+        """Since its past was read, somebody may have ended the run, or gone on with it and died, too."""
         if self._record is None:
             return
         from step_engine import read_run
         from step_engine.errors import StepEngineError
 
+        from orchestrator.resuming import GIVEN_UP
+
+        if (Path(self._run_directory) / GIVEN_UP).exists():
+            raise StepEngineError(f"Somebody ended the run in {self._run_directory} in the meantime.")
         now = read_run(self._run_directory)
         if now is None or any(now[key] != self._record[key] for key in ("events", "requests")):
             raise StepEngineError(

@@ -29,11 +29,17 @@ MAX_ANSWER_BYTES = 8192
 WAIT_SECONDS = 20.0
 """A host that is asked to wait for a step answers at the latest after so long."""
 
+_ANSWER_SECONDS = 150.0
+"""The host asks ZenML's store first, which may be busy."""
+
 _PATIENCE_SECONDS = 120.0
 """So long a host that is away is waited for, such as one that is being resumed."""
 
 _ABSENCE_SECONDS = 24 * 3600.0
-"""So long a host that has answered before is waited for to run a step: without it the run could only fail."""
+"""So long a host that has answered before, or takes its time, is waited for to run a step: the run could only fail."""
+
+_NOBODY = (ConnectionRefusedError, FileNotFoundError)
+"""What is raised where nobody listens."""
 
 _ABSENT = (
     "Nobody drives this run at the moment. On the machine where it began, `step-engine resume` goes on with it and "
@@ -91,25 +97,28 @@ def call(operation: str, step_run_id: object, invocation_id: str = "", wait_seco
         request["invocation_id"] = invocation_id
     if wait_seconds:
         request["wait_seconds"] = wait_seconds
-    patience = _ABSENCE_SECONDS if operation == "submit" and _answered.is_set() else _PATIENCE_SECONDS
-    answer = _patiently(path, json.dumps(request).encode() + b"\n", wait_seconds, patience)
+    waits = operation == "submit"
+    answer = _patiently(path, json.dumps(request).encode() + b"\n", wait_seconds, waits_for_owner=waits)
     if answer.get("ok") is not True:
         message = str(answer.get("message") or "The host of the run gave no answer.")
         raise ControlError(message, unknown=answer.get("unknown") is True)
     return str(answer.get("status"))
 
 
-def _patiently(path: str, request: bytes, wait_seconds: float, patience_seconds: float) -> dict[str, Any]:
+def _patiently(path: str, request: bytes, wait_seconds: float, *, waits_for_owner: bool) -> dict[str, Any]:
     """Repeats a request whose host is away: each may be repeated without harm."""
     begin, pause, told = time.monotonic(), 0.2, False
     while True:
         try:
             answer = _exchange(path, request, wait_seconds)
         except (OSError, ValueError) as error:
+            is_owner_away = isinstance(error, _NOBODY) and _answered.is_set()
+            # One that listens and does not answer may be pulling an image.
+            is_waited_for = waits_for_owner and (is_owner_away or isinstance(error, TimeoutError))
             away = time.monotonic() + pause - begin
-            if away > patience_seconds:
+            if away > (_ABSENCE_SECONDS if is_waited_for else _PATIENCE_SECONDS):
                 raise ControlError(f"The host of the run does not answer: {type(error).__name__}.") from None
-            if away > _PATIENCE_SECONDS and not told:
+            if is_owner_away and away > _PATIENCE_SECONDS and not told:
                 logger.warning(_ABSENT)
                 told = True
             time.sleep(pause)
@@ -121,8 +130,7 @@ def _patiently(path: str, request: bytes, wait_seconds: float, patience_seconds:
 
 def _exchange(path: str, request: bytes, wait_seconds: float) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-        # The host asks ZenML's store first, which may be busy.
-        line.settimeout(wait_seconds + 150.0)
+        line.settimeout(wait_seconds + _ANSWER_SECONDS)
         line.connect(path)
         line.sendall(request)
         answer = read_line(line, MAX_ANSWER_BYTES)

@@ -55,9 +55,12 @@ pub fn lay(decomposer: &mut Decomposer<'_>, nodes: &[u32], components: Vec<Vec<u
         }
         _ => barrier::split_by(decomposer, nodes, &inside, &seconds, &list),
     };
-    if synchronization == Synchronization::Barrier || !signals || !has_room(edges_of_step, &inside, lanes) {
+    if synchronization == Synchronization::Barrier || !signals {
         return without(decomposer);
     }
+    let Some(lanes) = [lanes, &list].into_iter().find(|lanes| has_room(edges_of_step, &inside, lanes)) else {
+        return without(decomposer);
+    };
     let part = decomposer.unless_slower(nodes, list.makespan, allowed, without);
     part.unwrap_or_else(|| {
         decomposer.spend(lanes.makespan - list.makespan);

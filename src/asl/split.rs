@@ -29,7 +29,7 @@ const BYTES_OF_WAITER: u64 = 60;
 const BYTES_OF_STATUS: u64 = 700;
 const NESTED: Weight = Weight { bytes: 1_100, events: limits::SYNC_EVENTS + limits::PLAIN_EVENTS, depth: 0 };
 
-/// Token edges into a step, and out of one, for which a machine of its own has room: half of a machine's bytes and events.
+/// Token edges into a step, and out of one, for which a machine of its own has room: at most half of a machine's bytes and events.
 pub fn edges_of_step(limits: MachineLimits) -> (usize, usize) {
     let (waiting, _) = signal::wait_cost(true);
     // From two on they are told by a `Map`.

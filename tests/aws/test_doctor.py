@@ -8,6 +8,8 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -243,3 +245,26 @@ def test_without_boto3_or_credentials_it_says_so(
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(AwsError, match="needs boto3"):
         wrong(account.target)
+
+
+def test_an_answer_that_is_not_awss_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Proxy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            page = b"<!doctype html><title>Sign in</title>"
+            self.send_response(500)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_IAM", f"http://127.0.0.1:{proxy.server_port}")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        session = Session("us-east-1", None, {"access_key_id": "AKIA", "secret_access_key": "secret"})
+        with pytest.raises(AwsError, match=r"AWS cannot be asked .iam:get_role.: the answer is none of AWS's") as told:
+            session.call("iam", "get_role", RoleName="a")
+        proxy.shutdown()
+    assert "secret" not in str(told.value)

@@ -139,8 +139,7 @@ def test_secrets_may_be_in_the_parameter_store(bench: Bench) -> None:
     assert '["subnet-1", "subnet-2"]' in command and "--secrets_backend=ssm" in command
     iam = bench.client("iam")
     document = iam.get_role_policy(RoleName="other-task", PolicyName="run-steps")["PolicyDocument"]
-    # moto leaves a hole where CloudFormation leaves nothing (`AWS::NoValue` in a list).
-    statements = [each for each in document["Statement"] if each]
+    statements = document["Statement"]
     (reading,) = [each for each in statements if each["Sid"] == "ReadRunSecret"]
     assert reading["Action"] == ["ssm:GetParameter"]
     assert not [each for each in statements if "ecs:RunTask" in each["Action"]], "nobody asked for it"

@@ -17,7 +17,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from step_engine.errors import PlanError, StepEngineError
+from step_engine.errors import PlanError, RunOwnedError, StepEngineError
+from step_engine.lease import Lease
 
 import orchestrator.control as host
 from orchestrator.container import control as container
@@ -25,6 +26,7 @@ from orchestrator.control import ControlServer, RefusedError, secret_digest
 from orchestrator.dynamic import DynamicSession, in_flight
 from orchestrator.dynamic_publishing import DynamicRunPublisher
 from orchestrator.isolated_steps import IsolatedSteps
+from orchestrator.my_docker_orchestrator import LocalDockerOrchestrator
 from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorSettings
 from orchestrator.permits import Permits, image_of, permitted_images, plan_name
 from orchestrator.plan import LEADER
@@ -278,7 +280,7 @@ def test_a_step_waits_for_whoever_resumes_the_run(
     with ControlServer(str(tmp_path), [secret_digest(SECRET)], desk, None):
         assert container.call("submit", uuid4(), "train") == "provisioning"
     answers: list[str] = []
-    asking = threading.Thread(target=lambda: answers.append(container.call("submit", uuid4(), "evaluate")))
+    asking = threading.Thread(target=lambda: answers.append(container.call("submit", uuid4(), "evaluate")), daemon=True)
     asking.start()
     with pytest.raises(container.ControlError, match="does not answer"):
         container.call("status", uuid4())
@@ -288,6 +290,47 @@ def test_a_step_waits_for_whoever_resumes_the_run(
         asking.join(20)
     assert answers == ["provisioning"]
     assert [record.message for record in caplog.records if record.name == container.__name__] == [container._ABSENT]
+    monkeypatch.setattr(container, "_ABSENCE_SECONDS", 1.0)
+    with pytest.raises(container.ControlError, match=r"does not answer: (ConnectionRefused|FileNotFound)Error"):
+        container.call("submit", uuid4(), "train")
+
+
+def test_a_host_that_takes_its_time_is_not_taken_for_dead(
+    directory: Path, desk: FakeDesk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def pulls(self: FakeDesk, step_run_id: UUID, invocation_id: str) -> str:
+        self.asked.append(("submit", step_run_id, invocation_id))
+        time.sleep(0 if len(self.asked) > 2 else 1)
+        return "provisioning"
+
+    monkeypatch.setattr(FakeDesk, "submit", pulls)
+    monkeypatch.setattr(container, "_ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(container, "_PATIENCE_SECONDS", 0.1)
+    assert container.call("submit", uuid4(), "train") == "provisioning"
+    assert len(desk.asked) == 3
+    assert not [record for record in caplog.records if record.name == container.__name__]
+
+
+def test_a_refusal_of_any_length_is_read(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(self: FakeDesk, step_run_id: UUID, invocation_id: str) -> str:
+        raise RefusedError("the registry says: " + "é" * 100_000)
+
+    monkeypatch.setattr(FakeDesk, "submit", refuses)
+    with pytest.raises(container.ControlError, match="Refused: the registry says: éé"):
+        container.call("submit", uuid4(), "train")
+
+
+def test_whoever_puts_a_run_away_is_its_only_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.my_docker_orchestrator.run_directory", lambda _run_id: str(tmp_path))
+    monkeypatch.setattr("step_engine.DockerEngine", lambda: SimpleNamespace(stop_run=pytest.fail))
+    (tmp_path / "journal.jsonl").write_text("what another one left")
+    lease = Lease.take(tmp_path)
+    run = SimpleNamespace(id=uuid4(), orchestrator_run_id="r")
+    stack = SimpleNamespace(check_local_paths=lambda: None)
+    with pytest.raises(RunOwnedError):
+        LocalDockerOrchestrator.submit_dynamic_pipeline(None, None, stack, {}, run)  # pyright: ignore[reportArgumentType]
+    lease.release()
+    assert (tmp_path / "journal.jsonl").read_text() == "what another one left"
 
 
 def test_without_a_socket_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from step_engine.console import Console
 from step_engine.errors import RunInterruptedError, StepEngineError, StepFailedError
 
 from orchestrator import driving
+from orchestrator.resuming import give_up
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -188,6 +189,19 @@ def test_nobody_goes_on_with_what_another_owner_has_gone_on_with(
     with pytest.raises(StepEngineError, match="in the meantime; resume it again"):
         driving.Driver(run, store, ["a"], str(tmp_path), record).drive()  # pyright: ignore[reportArgumentType]
     assert (store.told, store.finished) == ([], [])
+
+
+def test_nobody_goes_on_with_what_somebody_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record: dict[str, Any] = {"events": [], "requests": []}
+    monkeypatch.setattr("step_engine.read_run", lambda _directory: record)
+    give_up(str(tmp_path))
+    orders.give(str(tmp_path), "stop")
+    run, store = Run(), Store()
+    monkeypatch.setattr(run, "start", lambda: pytest.fail("it was gone on with"))
+    with pytest.raises(StepEngineError, match="Somebody ended the run in"):
+        driving.Driver(run, store, ["a"], str(tmp_path), record).drive()  # pyright: ignore[reportArgumentType]
+    assert store.finished == []
+    assert orders.take(str(tmp_path)) == 1, "nothing was changed"
 
 
 def test_an_order_counts_from_the_moment_the_owner_is_one(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ class Account:
         try:
             import boto3
             import botocore.exceptions
+            import botocore.parsers
         except ImportError as error:
             raise AwsError(NO_BOTO3, "configure") from error
         given = credentials or {}
@@ -65,6 +66,8 @@ class Account:
             raise AwsError(f"AWS is not configured: {error}.", "configure") from error
         self._clients: dict[str, Any] = {}
         self._errors = botocore.exceptions
+        # A proxy or a broken endpoint answers with something else; botocore's error for that is of no family.
+        self._unreadable = botocore.parsers.ResponseParserError
 
     def call(self, service: str, operation: str, **parameters: Any) -> dict[str, Any]:
         """Makes a call; all pages of it, if it has pages.
@@ -103,3 +106,8 @@ class Account:
             raise RefusedError(answer.get("Code", ""), answer.get("Message", ""), error.operation_name) from error
         except self._errors.BotoCoreError as error:
             raise AwsError(f"AWS cannot be asked ({name}): {error}.", name) from error
+        except self._unreadable as error:
+            raise AwsError(
+                f"AWS cannot be asked ({name}): the answer is none of AWS's. Look at AWS_ENDPOINT_URL and HTTPS_PROXY.",
+                name,
+            ) from error

@@ -1,6 +1,6 @@
 """What CloudFormation makes is what the services make: moto drops parts of task definitions, policies and routes.
 
-A change set, which is how `aws cloudformation deploy` works, gives a stack its outputs, too.
+A change set, which is how `aws cloudformation deploy` works, gives a stack its outputs, too. `AWS::NoValue` in a list leaves nothing there.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from moto.cloudformation import parsing
 from moto.cloudformation.models import ChangeSet, OutputMap
 from moto.core.utils import pascal_to_camelcase, remap_nested_keys
 from moto.ec2.models.subnets import SubnetBackend, SubnetRouteTableAssociation
@@ -76,6 +77,16 @@ def apply(self: ChangeSet) -> None:
     self.stack.output_map = OutputMap(self.stack.resource_map, self.template_dict, self.stack_id)
 
 
+_clean_json = parsing.clean_json
+
+
+def clean_json(resource_json: Any, resources_map: Any) -> Any:
+    """moto leaves a hole, in which a policy cannot be evaluated. It calls this for each part of a template."""
+    cleaned = _clean_json(resource_json, resources_map)
+    return [value for value in cleaned if value is not None] if isinstance(cleaned, list) else cleaned
+
+
+parsing.clean_json = clean_json
 ChangeSet.apply = apply
 Role.put_policy = put_policy
 SubnetBackend.create_subnet_association = create_subnet_association
