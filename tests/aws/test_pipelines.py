@@ -94,6 +94,24 @@ def test_a_failing_step(
     assert not [name for name in aws_project.secrets() if "/runs/" in name]
 
 
+def test_no_step_waits_for_what_it_does_not_depend_on(aws_project: Project, bench: Bench) -> None:
+    code, output = aws_project.run("aws_scenarios.py", "n_graph", SLOW_SECONDS="40")
+    assert code == 0, output
+    run = aws_project.newest("n_graph")
+    assert aws_project.steps(run) == {name: ["completed"] for name in ("numbers", "waits", "total", "both")}
+    tasks = {name: str(rows[0].run_metadata["task_arn"]) for name, rows in aws_project.rows(run).items()}
+    cluster = aws_project.given.cluster_arn
+    ran = bench.client("ecs").describe_tasks(cluster=cluster, tasks=list(tasks.values()))["tasks"]
+    times = {task["taskArn"]: (task["createdAt"], task["stoppedAt"]) for task in ran}
+    (_, numbers), (_, waits), total, both = (times[tasks[name]] for name in ("numbers", "waits", "total", "both"))
+    assert numbers <= total[0] < total[1] < waits <= both[0], "as the dependencies have it, and no later"
+    # By a signal through the bucket.
+    listed = bench.client("s3").list_objects_v2(
+        Bucket=aws_project.given.bucket, Prefix=f"step-engine/signals/{run.id}/"
+    )
+    assert [item["Key"].rpartition(f"{run.id}/")[2] for item in listed["Contents"]] == ["numbers/over"]
+
+
 def test_no_more_steps_run_at_once_than_are_allowed(aws_project: Project, bench: Bench) -> None:
     code, output = aws_project.run("aws_scenarios.py", "limited")
     assert code == 1

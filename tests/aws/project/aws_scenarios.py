@@ -120,6 +120,25 @@ def limited() -> None:
         one_of_many(number, id=f"part_{number}")
 
 
+@step(enable_cache=False)
+def waits() -> int:
+    time.sleep(float(os.environ.get("SLOW_SECONDS", "120")))
+    return 1
+
+
+@step(enable_cache=False)
+def both(values: list[int], value: int) -> int:
+    return sum(values) + value
+
+
+@pipeline(settings={**SETTINGS, "orchestrator": {**SLOW_SETTINGS["orchestrator"], "synchronization": "exact"}})
+def n_graph() -> None:
+    """Not series-parallel: `total` waits for one of the two that begin, `both` for both."""
+    values = numbers()
+    both(values, waits())
+    total(values)
+
+
 @pipeline(settings=SETTINGS)
 def dying() -> None:
     killed(numbers())
