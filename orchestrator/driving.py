@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zenml.logger import get_logger
@@ -166,9 +165,9 @@ class Driver:
         from step_engine import read_run
         from step_engine.errors import StepEngineError
 
-        from orchestrator.resuming import GIVEN_UP
+        from orchestrator.resuming import is_given_up
 
-        if (Path(self._run_directory) / GIVEN_UP).exists():
+        if is_given_up(self._run_directory):
             raise StepEngineError(f"Somebody ended the run in {self._run_directory} in the meantime.")
         now = read_run(self._run_directory)
         if now is None or any(now[key] != self._record[key] for key in ("events", "requests")):

@@ -253,6 +253,18 @@ def give_up(directory: str) -> None:
         (Path(directory) / GIVEN_UP).touch(mode=0o600)
 
 
+def is_given_up(directory: str) -> bool:
+    """Whether somebody has said that nobody is to go on with a run.
+
+    Args:
+        directory: The run's directory.
+
+    Returns:
+        True if so.
+    """
+    return (Path(directory) / GIVEN_UP).exists()
+
+
 def is_resumable(directory: str) -> bool:
     """Whether another process could go on with a run whose owner is dead.
 
@@ -269,7 +281,7 @@ def is_resumable(directory: str) -> bool:
         record = read_run(directory)
     except StepEngineError:
         return False
-    return record is not None and record["summary"] is None and not (Path(directory) / GIVEN_UP).exists()
+    return record is not None and record["summary"] is None and not is_given_up(directory)
 
 
 def step_environments(

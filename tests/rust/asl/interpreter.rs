@@ -121,10 +121,10 @@ impl<'a> Interpreter<'a> {
     }
 
     fn start(&mut self, machine: &'a Value, name: String, input: Value, of: (Option<String>, Option<usize>)) {
-        let (machine_arn, parent) = of;
-        let input_of = input.clone();
+        let (arn, parent) = of;
         // Started, succeeded.
-        self.executions.push(Execution { name, machine: machine_arn, events: 2, input: input_of, redrives: 0, parent });
+        let events = 2;
+        self.executions.push(Execution { name, machine: arn, events, input: input.clone(), redrives: 0, parent });
         let execution = self.executions.len() - 1;
         self.spawn(machine, execution, input, None);
     }
