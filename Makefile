@@ -30,8 +30,9 @@ test-rust: ## Tests of the Rust core, the Docker ones on the real engine
 	cargo test --locked --no-default-features
 	cargo test --locked --no-default-features --features docker,aws -- --skip asl:: --skip schedule::
 
+# Pipelines start one process after the other: two at a time keep two cores busy. What is in one file stays together.
 test-python: setup base-image ## Tests of the Python side, on a real engine and real pipelines
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 test-aws: test-aws-services test-aws-faults test-aws-pipelines ## Tests against a local AWS: Step Functions that executes, tasks in containers
 

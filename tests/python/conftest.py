@@ -201,7 +201,11 @@ class Project:
     ) -> tuple[int, str]:
         """Runs a scenario to its end: exit code and output."""
         process = self.start(scenario, isolation, module, **environment)
-        output, _ = process.communicate(timeout=600)
+        try:
+            output, _ = process.communicate(timeout=600)
+        finally:
+            # A run that hangs must not slow down the tests after it.
+            process.kill()
         return process.returncode, output
 
     def ended(self, pipeline: str) -> Ended:
