@@ -122,7 +122,9 @@ class ControlServer:
         self._server = _listen(path, self._serve)
         path.chmod(0o600)
         self._hand_over(directory, path)
-        threading.Thread(target=self._server.serve_forever, name="step-engine-control", daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="step-engine-control", daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -122,6 +122,7 @@ class Driver:
         self._details: dict[str, dict[str, Any]] = {}
         self._tails: dict[str, list[str]] = {}
         self._stopped: list[str] = []
+        self._beat: Callable[[], None] = lambda: None
 
     def drive(self) -> None:
         """Runs to the end.
@@ -134,21 +135,21 @@ class Driver:
         """
         self._desk = Desk()
         try:
-            with owner_lock(self._run_directory) as beat:
+            with owner_lock(self._run_directory) as self._beat:
                 self._refuse_other_past()
                 # Meant for a former owner. What comes from now on is meant for this one.
                 take_order(self._run_directory)
                 with self._signal_handlers(), self._attendance():
-                    self._drive(beat)
+                    self._drive()
         finally:
             self._desk.close()
         self._end()
 
-    def _drive(self, beat: Callable[[], None]) -> None:
+    def _drive(self) -> None:
         self._run.start()
         try:
             self._recall()
-            self._pump(beat)
+            self._pump()
         except BaseException as error:
             self._wind_down(error)
             raise
@@ -193,12 +194,12 @@ class Driver:
         if not self._publisher.knows_outcome(event["step"]):
             self._step_finished(event, details)
 
-    def _pump(self, beat: Callable[[], None]) -> None:
+    def _pump(self) -> None:
         look: threading.Event | None = None
         next_look = time.monotonic() + STATUS_INTERVAL_SECONDS
         while not self._run.finished:
             events = self._run.next_events(0.5)
-            beat()
+            self._beat()
             # As if the signals had come from a terminal.
             self._signals = max(self._signals, take_order(self._run_directory))
             self._pass_signals_on()
@@ -218,6 +219,7 @@ class Driver:
         deadline = time.monotonic() + _WIND_DOWN_SECONDS
         with contextlib.suppress(Exception):
             while not self._run.finished and time.monotonic() < deadline:
+                self._beat()
                 for event in self._run.next_events(0.5):
                     self._handle(event)
         self._wait(
@@ -303,6 +305,7 @@ class Driver:
         """Waits for the desk: until the user has had enough, and a little longer."""
         deadline: float | None = None
         while not done.wait(0.05):
+            self._beat()
             if deadline is None and self._signals >= len(_ESCALATION):
                 deadline = time.monotonic() + _ABANDON_SECONDS
             if deadline is not None and time.monotonic() > deadline:
@@ -415,6 +418,7 @@ def owner_lock(run_directory: str) -> Iterator[Callable[[], None]]:
     Raises:
         RunOwnedError: Another process drives the run.
     """
+    from step_engine.errors import RunOwnedError
     from step_engine.lease import BEAT_SECONDS, Lease
 
     lease = None
@@ -431,10 +435,16 @@ def owner_lock(run_directory: str) -> Iterator[Callable[[], None]]:
     last = time.monotonic()
 
     def beat() -> None:
-        nonlocal last
-        if lease is not None and time.monotonic() - last >= BEAT_SECONDS:
-            last = time.monotonic()
+        nonlocal last, lease
+        if time.monotonic() - last < BEAT_SECONDS:
+            return
+        last = time.monotonic()
+        if lease is not None:
             lease.beat()
+            return
+        # There may be room by now, and the journal begins then, too.
+        with contextlib.suppress(OSError, RunOwnedError):
+            lease = Lease.take(run_directory)
 
     try:
         yield beat

@@ -246,15 +246,7 @@ class DynamicSession:
         Raises:
             UnresumableError: They may have something else now.
         """
-        from step_engine.errors import UnresumableError
-
-        if pins.get("permits") != self._permits.digest():
-            raise UnresumableError(
-                f"The settings of run {self._run_id} in ZenML, or of its stack component, are not those that it began "
-                "with, so it cannot be resumed. Put the component's configuration back, or end the run with `zenml "
-                f"pipeline runs stop {self._run_id}`.",
-                str(self._run_id),
-            )
+        resuming.refuse_changed(str(self._run_id), pins, self._permits.digest())
 
     def recall(self, record: Mapping[str, Any]) -> None:
         """Takes over what a former owner knew.

@@ -21,7 +21,7 @@ from zenml.stack import StackValidator
 from orchestrator.isolated_steps import IsolatedSteps
 from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorConfig, LocalDockerOrchestratorSettings
 from orchestrator.plan import ENV_RUN_ID, build_container, build_plan, default_user, plan_warm_starts
-from orchestrator.resuming import give_up, is_resumable, read_pins, step_environments, write_pins
+from orchestrator.resuming import give_up, is_resumable, read_pins, refuse_changed, step_environments, write_pins
 
 if TYPE_CHECKING:
     from step_engine import DockerEngine
@@ -282,6 +282,7 @@ class LocalDockerOrchestrator(IsolatedSteps):
         from step_engine.errors import PlanError
 
         from orchestrator.images import Pins
+        from orchestrator.permits import digest_by_step
         from orchestrator.publishing import expected_seconds
 
         info = engine.info()
@@ -292,6 +293,9 @@ class LocalDockerOrchestrator(IsolatedSteps):
             name: cast(LocalDockerOrchestratorSettings, self.get_settings(step))
             for name, step in snapshot.step_configurations.items()
         }
+        permits = digest_by_step(step_settings)
+        if pins and "permits" in pins:
+            refuse_changed(run_id, pins, permits)
         images = Pins(engine)
         containers: dict[str, Any] = {}
         for name, settings in step_settings.items():
@@ -324,6 +328,7 @@ class LocalDockerOrchestrator(IsolatedSteps):
                 "component_id": str(self.id),
                 "engine_id": info["id"],
                 "default_user": user,
+                "permits": permits,
                 "images": {name: container["image"] for name, container in containers.items()},
             },
         }
@@ -338,6 +343,9 @@ class LocalDockerOrchestrator(IsolatedSteps):
             snapshot: Its snapshot, pruned as it was when the run began.
             stack: Its stack.
             record: What its journal says, see `step_engine.read_run`.
+
+        Raises:
+            UnresumableError: What its containers would get is not what they got when the run began.
         """
         from step_engine import DockerEngine, DockerRun
         from step_engine.lease import last_beat

@@ -49,9 +49,7 @@ class Permits:
         Returns:
             SHA-256, in hexadecimal digits.
         """
-        dumps = (known.model_dump(mode="json", include={*_SINGLE, *_LISTS, *_MAPS}) for known in self._settings)
-        given = ({field: value for field, value in dump.items() if value} for dump in dumps)
-        settings = sorted({json.dumps(fields, sort_keys=True) for fields in given})
+        settings = sorted({json.dumps(_given(known), sort_keys=True) for known in self._settings})
         return hashlib.sha256(json.dumps([settings, sorted(self.images)]).encode()).hexdigest()
 
     def check(self, step: str, settings: LocalDockerOrchestratorSettings, image: str) -> None:
@@ -71,6 +69,8 @@ class Permits:
             value = getattr(settings, field)
             if value is not None and not any(getattr(known, field) == value for known in self._settings):
                 self._refuse(step, field)
+        if not settings.enforce_limits and all(known.enforce_limits for known in self._settings):
+            self._refuse(step, "enforce_limits")
         for field in _LISTS:
             for value in getattr(settings, field):
                 if not any(value in getattr(known, field) for known in self._settings):
@@ -83,6 +83,26 @@ class Permits:
     @staticmethod
     def _refuse(step: str, field: str) -> None:
         raise RefusedError(f"step {step!a} asks for `{field}` that was not said before the run began. {_HOW}")
+
+
+def digest_by_step(settings: Mapping[str, LocalDockerOrchestratorSettings]) -> str:
+    """Shortens what the steps of a static run may have, to tell whether each still has the same.
+
+    Args:
+        settings: Settings by step name.
+
+    Returns:
+        SHA-256, in hexadecimal digits.
+    """
+    given = {name: _given(each) for name, each in settings.items()}
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+
+
+def _given(settings: LocalDockerOrchestratorSettings) -> dict[str, Any]:
+    """What settings give to a container beyond its image and its run."""
+    dump = settings.model_dump(mode="json", include={*_SINGLE, *_LISTS, *_MAPS})
+    given = {field: value for field, value in dump.items() if value}
+    return given if settings.enforce_limits else {**given, "enforce_limits": False}
 
 
 def _has(known: Mapping[str, Any], name: str, value: object) -> bool:

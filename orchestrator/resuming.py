@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,15 +82,15 @@ def resume(directory: str) -> None:
         if snapshot.is_dynamic:
             orchestrator.resume_dynamic_run(run, snapshot, stack, record)
             return
+        for name in set(snapshot.step_configurations) - set(record["steps"]):
+            # Cached, or skipped by a replay: done before the run began.
+            del snapshot.step_configurations[name]
+        orchestrator.resume_static_run(run, snapshot, stack, record)
     except UnresumableError:
         # ZenML would not stop it, and nobody else would take its containers.
         if run.status.is_finished:
             _put_away(directory, run_id)
         raise
-    for name in set(snapshot.step_configurations) - set(record["steps"]):
-        # Cached, or skipped by a replay: done before the run began.
-        del snapshot.step_configurations[name]
-    orchestrator.resume_static_run(run, snapshot, stack, record)
 
 
 def _put_away(directory: str, run_id: str) -> None:
@@ -176,6 +177,28 @@ def _refuse_other_engine(run_id: str, directory: str) -> None:
         )
 
 
+def refuse_changed(run_id: str, pins: Mapping[str, Any], digest: str) -> None:
+    """Checks that containers get what they got when the run began: its steps can write ZenML's store.
+
+    Args:
+        run_id: The run.
+        pins: What was written down then.
+        digest: Of what they would get now.
+
+    Raises:
+        UnresumableError: It is something else.
+    """
+    from step_engine.errors import UnresumableError
+
+    if pins.get("permits") != digest:
+        raise UnresumableError(
+            f"The settings of run {run_id} in ZenML, or of its stack component, are not those that it began with, so "
+            "it cannot be resumed. Put the component's configuration back, or end the run with `zenml pipeline runs "
+            f"stop {run_id}`.",
+            run_id,
+        )
+
+
 def _again(source: PipelineSnapshotResponse, stack_id: UUID, pipeline_id: UUID) -> PipelineSnapshotRequest:
     """The same snapshot, with the order to skip what succeeded."""
     from zenml.models import CodeReferenceRequest, PipelineSnapshotRequest
@@ -208,7 +231,7 @@ def _again(source: PipelineSnapshotResponse, stack_id: UUID, pipeline_id: UUID) 
 def write_pins(job: dict[str, Any]) -> None:
     """Writes down what a run must have again if its owner dies and another one goes on. No secrets.
 
-    These are the ids of its images and the user of its containers.
+    These are the ids of its images, the user of its containers, and a digest of what they get.
 
     Args:
         job: The run, see `LocalDockerOrchestrator`.

@@ -157,7 +157,7 @@ def read_line(line: socket.socket, limit_bytes: int) -> bytes:
     while b"\n" not in data:
         if len(data) > limit_bytes:
             raise ValueError("too long")
-        piece = line.recv(4096)
+        piece = line.recv(min(4096, limit_bytes + 2 - len(data)))
         if not piece:
             raise ValueError("ends early")
         data += piece

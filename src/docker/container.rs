@@ -26,6 +26,8 @@ use crate::runner::CLEANUP_LIMIT;
 
 /// Labels by which containers are found again, also by other processes.
 pub mod label {
+    /// What the names of all of them begin with. Nobody else's label has it.
+    pub const PREFIX: &str = "step-engine.";
     /// Id of the run.
     pub const RUN: &str = "step-engine.run";
     /// Name of the step.
@@ -158,7 +160,9 @@ pub(super) fn body(
     };
     body.env = Some(variables.into_iter().map(assign).collect());
 
-    let mut all_labels: HashMap<_, _> = labels.into_iter().chain(spec.labels.clone()).collect();
+    // By ours a container is found, kept or taken for a worker: a step must not say so of itself.
+    let theirs = labels.into_iter().chain(spec.labels.clone()).filter(|(name, _)| !name.starts_with(label::PREFIX));
+    let mut all_labels: HashMap<_, _> = theirs.collect();
     all_labels.extend(place.labels());
     let keep = match spec.keep_containers {
         KeepContainers::Never => None,

@@ -28,7 +28,7 @@ from orchestrator.dynamic_publishing import DynamicRunPublisher
 from orchestrator.isolated_steps import IsolatedSteps
 from orchestrator.my_docker_orchestrator import LocalDockerOrchestrator
 from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorSettings
-from orchestrator.permits import Permits, image_of, permitted_images, plan_name
+from orchestrator.permits import Permits, digest_by_step, image_of, permitted_images, plan_name
 from orchestrator.plan import LEADER
 
 SECRET = "the run's own"
@@ -383,6 +383,7 @@ def test_what_was_said_before_the_run_is_permitted(asked: LocalDockerOrchestrato
         (settings(platform="linux/arm64"), "platform"),
         (settings(shm_size="900g"), "shm_size"),
         (settings(extra_hosts={"db": "10.0.0.2"}), "extra_hosts.db"),
+        (settings(enforce_limits=False), "enforce_limits"),
         (settings(run_args={"privileged": True}), "run_args.privileged"),
         (settings(run_args={"cap_add": ["SYS_ADMIN"]}), "run_args.cap_add"),
         (settings(run_args={"environment": {"TOKEN": "hunter2"}}), "run_args.environment"),
@@ -444,8 +445,18 @@ def test_a_digest_tells_whether_permits_are_the_same() -> None:
         Permits([one, settings(network="m")], ["image:1", "image:2"]),
         Permits([one, other], ["image:1"]),
         Permits([one], ["image:1", "image:2"]),
+        Permits([one, settings(network="n", enforce_limits=False)], ["image:1", "image:2"]),
     ):
         assert changed.digest() != digest
+    Permits([one, settings(enforce_limits=False)], ["image:1"]).check("a", settings(enforce_limits=False), "image:1")
+
+
+def test_a_digest_by_step_tells_who_has_what() -> None:
+    one, other = settings(volumes=["/a:/a"]), settings(environment={"A": "b"})
+    digest = digest_by_step({"a": one, "b": other})
+    assert digest_by_step({"b": settings(), "a": one}) == digest
+    for changed in ({"a": other, "b": one}, {"a": one, "b": one}, {"a": one}):
+        assert digest_by_step(changed) != digest
 
 
 # What becomes of a step.

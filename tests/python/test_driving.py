@@ -10,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from step_engine import orders
+from step_engine import lease, orders
 from step_engine.console import Console
 from step_engine.errors import RunInterruptedError, StepEngineError, StepFailedError
 
@@ -202,6 +202,29 @@ def test_nobody_goes_on_with_what_somebody_has_ended(tmp_path: Path, monkeypatch
         driving.Driver(run, store, ["a"], str(tmp_path), record).drive()  # pyright: ignore[reportArgumentType]
     assert store.finished == []
     assert orders.take(str(tmp_path)) == 1, "nothing was changed"
+
+
+def test_a_lease_that_could_not_be_taken_is_taken_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as on a full disk, where there is no room for the run's folder; the journal begins later, too."""
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.0)
+    place = tmp_path / "place"
+    place.write_text("no folder")
+    with driving.owner_lock(str(place / "run")) as beat:
+        beat()
+        assert lease.owner_lives(place / "run") is None
+        place.unlink()
+        beat()
+        beat()
+        assert lease.owner_lives(place / "run") is True
+    assert lease.owner_lives(place / "run") is False
+
+
+def test_an_owner_shows_that_it_lives_while_it_waits_for_the_store(tmp_path: Path) -> None:
+    driver = driving.Driver(Run(), Store(), ["a"], str(tmp_path))  # type: ignore[arg-type]
+    beats, done = [], threading.Event()
+    driver._beat = lambda: (beats.append(1), len(beats) > 2 and done.set())[0]
+    driver._wait(done)
+    assert len(beats) > 2
 
 
 def test_an_order_counts_from_the_moment_the_owner_is_one(tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from step_engine.lease import owner_lives
 
 if TYPE_CHECKING:
     from conftest import Project
@@ -123,9 +128,42 @@ def test_what_did_not_fail_of_a_failed_run_is_gone_on_with(
     (project.scratch / "open").touch()
     code, output = project.step_engine("resume", str(project.ended("half_failed").run.id), folder=tmp_path)
     run = project.ended("half_failed")
+    _private(run.log_directory)
     assert (code, run.status, run.containers) == (1, "failed", []), output
     assert run.attempts == {"fails": ["failed"], "waits": ["completed"], "usual": ["completed"]}, output
     assert "Step `fails` failed: exit code 1" in output
+
+
+def test_a_run_that_is_not_what_it_was_is_refused(project: Project, until: Callable[..., None], tmp_path: Path) -> None:
+    (project.scratch / "sleeping").unlink(missing_ok=True)
+    code, output = project.run("watched")
+    assert code == 0, output
+    until((project.scratch / "sleeping").exists, "the step to run", 300)
+    run = project.ended("watched")
+    run_id, pinned = str(run.run.id), run.log_directory / "pinned.json"
+    os.kill(json.loads((run.log_directory / "owner.lock").read_text())["pid"], signal.SIGKILL)
+    until(lambda: owner_lives(run.log_directory) is False, "the owner to die")
+    # A step that can write ZenML's store could ask for anything.
+    project.zenml("orchestrator", "update", "my_docker_orchestrator", "--shm_size=64m")
+    code, output = project.step_engine("resume", run_id, folder=tmp_path)
+    project.zenml("orchestrator", "remove-attribute", "my_docker_orchestrator", "shm_size")
+    assert (code, "are not those that it began with" in output) == (1, True), output
+    began = pinned.read_text()
+    pinned.write_text(json.dumps({**json.loads(began), "engine_id": "another"}))
+    code, output = project.step_engine("resume", run_id, folder=tmp_path)
+    assert (code, "began on another Docker engine" in output) == (1, True), output
+    pinned.write_text(began)
+    # Nothing was changed: it is there to be ended, or gone on with.
+    assert len(project.ended("watched").containers) == 1
+    _private(run.log_directory)
+    code, output = project.step_engine("stop", run_id, folder=tmp_path)
+    assert (code, project.ended("watched").containers) == (0, []), output
+
+
+def _private(directory: Path) -> None:
+    """What a run's folder holds is its user's alone."""
+    for path in (directory, *directory.rglob("*")):
+        assert path.lstat().st_mode & 0o077 == 0, path
 
 
 def _attempts(project: Project, pipeline: str) -> dict[str, list[str]]:

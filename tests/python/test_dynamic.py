@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -60,7 +61,9 @@ def test_a_failure_stops_what_runs_when_the_mode_says_so(project: Project) -> No
     assert run.attempts == {"sleeps": ["stopped"], "fails_late": ["failed"]}
     # The orchestration hears of it from ZenML, and may be seen to end before the step's container is.
     # ZenML's runner ends with 45 when the run failed.
-    assert re.search("StepFailedError: Step `(fails_late` failed: exit code 1|orchestration` failed: exit code 45)", output), output
+    assert re.search(
+        "StepFailedError: Step `(fails_late` failed: exit code 1|orchestration` failed: exit code 45)", output
+    ), output
     assert "ValueError: on purpose, isolated" in output
 
 
@@ -157,7 +160,27 @@ def _outlived(project: Project, until: Callable[..., None]) -> str:
     return str(project.ended("outlived").run.id)
 
 
-def _went_on(project: Project, output: str) -> None:
+def _secret(run_id: str) -> str:
+    """What opens the control socket: it stands in the environment of the orchestration, and nowhere else there."""
+    (container,) = _orchestrations(run_id)
+    inspected = subprocess.run(["docker", "inspect", container], check=True, capture_output=True, text=True).stdout
+    (line,) = (
+        line
+        for line in json.loads(inspected)[0]["Config"]["Env"]
+        if line.startswith("ZENML_STEP_ENGINE_CONTROL_SECRET=")
+    )
+    secret = line.partition("=")[2]
+    assert (len(secret) > 30, inspected.count(secret)) == (True, 1)
+    return secret
+
+
+def _orchestrations(run_id: str) -> list[str]:
+    labels = (f"label=step-engine.run={run_id}", "label=step-engine.step=orchestration")
+    command = ["docker", "ps", "-q", *(part for label in labels for part in ("--filter", label))]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+
+def _went_on(project: Project, output: str, secret: str) -> None:
     run = project.ended("outlived")
     assert (run.status, run.containers) == ("completed", []), output
     assert run.attempts == {name: ["completed"] for name in ("counted", "gated", "follows")}
@@ -166,14 +189,16 @@ def _went_on(project: Project, output: str) -> None:
     assert record is not None
     assert record["summary"]["status"] == "completed"
     assert [request["step"] for request in record["requests"]] == ["counted", "gated", "follows"]
-    # No secret of the control socket stands in a file.
-    for path in run.log_directory.iterdir():
-        assert not path.is_file() or b"CONTROL_SECRET" not in path.read_bytes(), path
+    # The secret of the control socket stands in no file, and nobody has printed it.
+    for path in run.log_directory.rglob("*"):
+        assert path.is_dir() or path.is_socket() or secret.encode() not in path.read_bytes(), path
+    assert secret not in output
 
 
 @everywhere
 def test_a_run_whose_owner_died_is_gone_on_with(project: Project, until: Callable[..., None], tmp_path: Path) -> None:
     run_id = _outlived(project, until)
+    secret = _secret(run_id)
     project.zenml("pipeline", "runs", "refresh", run_id, folder=tmp_path)
     assert project.ended("outlived").status == "running"
     # Other settings than it began with: somebody who can write ZenML's store could ask for anything.
@@ -186,7 +211,7 @@ def test_a_run_whose_owner_died_is_gone_on_with(project: Project, until: Callabl
     until(lambda: project.ended("outlived").attempts.get("gated") == ["completed"], "the isolated step to end")
     code, output = project.step_engine("resume", run_id, folder=tmp_path)
     assert code == 0, output
-    _went_on(project, output)
+    _went_on(project, output, secret)
     code, output = project.step_engine("resume", run_id, folder=tmp_path)
     assert (code, "has ended (completed)" in output) == (1, True), output
 
@@ -195,21 +220,8 @@ def test_a_run_whose_owner_and_orchestration_died_is_gone_on_with(
     project: Project, until: Callable[..., None], tmp_path: Path
 ) -> None:
     run_id = _outlived(project, until)
-    orchestrations = subprocess.run(
-        [
-            "docker",
-            "ps",
-            "-q",
-            "--filter",
-            f"label=step-engine.run={run_id}",
-            "--filter",
-            "label=step-engine.step=orchestration",
-        ],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.split()
-    subprocess.run(["docker", "kill", *orchestrations], check=True, capture_output=True)
+    secret = _secret(run_id)
+    subprocess.run(["docker", "kill", *_orchestrations(run_id)], check=True, capture_output=True)
     resuming = subprocess.Popen(
         [str(Path(sys.executable).parent / "step-engine"), "resume", run_id],
         cwd=tmp_path,
@@ -223,7 +235,7 @@ def test_a_run_whose_owner_and_orchestration_died_is_gone_on_with(
     output, _ = resuming.communicate(timeout=300)
     assert resuming.returncode == 0, output
     # It has a secret of its own, and the step that went on has not.
-    _went_on(project, output)
+    _went_on(project, output, secret)
 
 
 def test_what_was_not_said_before_the_run_is_refused(project: Project) -> None:

@@ -12,7 +12,7 @@ import pytest
 from step_engine.console import Console, describe_outcome
 
 from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorSettings
-from orchestrator.plan import CONTAINER_PYTHON_PATH, build_container, parse_size, parse_volume
+from orchestrator.plan import CONTAINER_PYTHON_PATH, build_container, default_user, parse_size, parse_volume
 
 
 def test_step_containers_need_no_native_module() -> None:
@@ -65,6 +65,18 @@ def test_volumes(text: str, expected: tuple[str, str, bool]) -> None:
 def test_bad_volumes_are_named(text: str) -> None:
     with pytest.raises(ValueError, match="source:target"):
         parse_volume(text)
+
+
+def test_whom_containers_run_as(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getuid", lambda: 12345, raising=False)
+    monkeypatch.setattr("os.getgid", lambda: 678, raising=False)
+    here = {"local": True, "rootless": False}
+    monkeypatch.setattr("sys.platform", "linux")
+    assert default_user(here) == "12345:678"
+    assert default_user({**here, "rootless": True}) == "0:0"
+    assert default_user({**here, "local": False}) is None
+    monkeypatch.setattr("sys.platform", "win32")
+    assert default_user(here) is None
 
 
 def test_sizes() -> None:

@@ -42,9 +42,12 @@ fn names_are_readable_and_allowed() {
 
 #[test]
 fn labels_of_ours_cannot_be_replaced() {
-    let fields =
-        json!({"labels": {"step-engine.run": "x", "team": "a"}, "run_args": {"labels": {"team": "b", "more": "c"}}});
+    let fields = json!({
+        "labels": {"step-engine.run": "x", "step-engine.warm": "1", "team": "a"},
+        "run_args": {"labels": {"step-engine.keep": "always", "team": "b", "more": "c"}}
+    });
     let labels = describe(fields, Demand::default()).labels.unwrap();
+    assert!(!labels.contains_key(label::WARM) && !labels.contains_key(label::KEEP), "{labels:?}");
     assert_eq!(labels[label::RUN], "1234-5678-9abc");
     assert_eq!((labels[label::STEP].as_str(), labels[label::ATTEMPT].as_str()), ("train", "2"));
     assert_eq!((labels["team"].as_str(), labels["more"].as_str(), labels[label::COMPONENT].as_str()), ("a", "c", "c"));
@@ -79,6 +82,14 @@ fn the_demand_is_the_limit_unless_told_otherwise() {
     assert_eq!((limits.nano_cpus, limits.memory, limits.memory_swap), (None, Some(2 << 30), None));
     let none = describe(json!({}), Demand::default()).host_config.unwrap();
     assert_eq!((none.nano_cpus, none.memory), (None, None));
+}
+
+#[test]
+fn nothing_is_mounted_or_granted_unasked() {
+    let host = host(json!({}));
+    assert!(host.binds.unwrap_or_default().is_empty() && host.mounts.unwrap_or_default().is_empty());
+    assert!(host.cap_add.unwrap_or_default().is_empty() && host.devices.unwrap_or_default().is_empty());
+    assert!(!host.privileged.unwrap_or_default());
 }
 
 #[test]
