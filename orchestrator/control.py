@@ -153,13 +153,15 @@ class ControlServer:
     def _serve(self, line: socket.socket) -> None:
         try:
             line.settimeout(_REQUEST_SECONDS)
-            answer = {"ok": True, "status": self._grant(_request(line))}
+            try:
+                request = _request(line)
+            except OSError:
+                return
+            answer = {"ok": True, "status": self._grant(request)}
         except RefusedError as refusal:
             self._log(str(refusal))
             # An answer of any length can be read; what an engine says may be a page of a proxy.
             answer = {"ok": False, "message": f"Refused: {str(refusal)[:_MAX_REASON]}", "unknown": refusal.unknown}
-        except OSError:
-            return
         except Exception as error:
             self._log(f"the host failed at it ({type(error).__name__}).")
             logger.debug("A request of the orchestration container failed: %s", error)

@@ -220,6 +220,7 @@ class DynamicSession:
         self._pins.known.update(earlier.get("images", {}))
         self._pins_written = {
             "component_id": self._job["component_id"],
+            "store_id": self._job["store_id"],
             "engine_id": self._dynamic["engine_id"],
             "default_user": self._dynamic["default_user"],
             "permits": self._permits.digest(),
@@ -289,7 +290,7 @@ class DynamicSession:
                 if name in running:
                     raise StepEngineError(
                         f"Step `{name}` of run {self._run_id} may still run and cannot be taken over: {error} Resume "
-                        f"the run when that is mended, or end it with `step-engine stop {self._run_id}`."
+                        f"the run when that is mended, or end it with `zenml pipeline runs stop {self._run_id}`."
                     ) from None
                 logger.warning("Step %s cannot be started again: %s", name, error)
         return described

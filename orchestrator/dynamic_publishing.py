@@ -18,13 +18,13 @@ from zenml.orchestrators.publish_utils import (
     publish_pipeline_run_status_update,
     publish_stopped_step_run,
 )
+from zenml.utils.pagination_utils import depaginate
 
 from orchestrator.plan import LEADER
 from orchestrator.publishing import STOPPING_STATUSES, RunPublisher, patiently
 
 if TYPE_CHECKING:
     from zenml.models import StepRunResponse
-
 _PAGE = 1000
 
 
@@ -43,6 +43,21 @@ class DynamicRunPublisher(RunPublisher):
         """Remembers the run; reads nothing yet."""
         super().__init__(pipeline_run_id, component_id)
         self._step_run_of = step_run_of
+        self._has_begun = False
+
+    def run_status(self) -> ExecutionStatus:
+        """The run's status in ZenML.
+
+        Returns:
+            The status.
+        """
+        status = super().run_status()
+        self._has_begun |= status != ExecutionStatus.RESUMING
+        return status
+
+    def _is_anothers(self, status: ExecutionStatus) -> bool:
+        """Whether the run, paused or failed, is being gone on with already: by somebody who waits for its lease."""
+        return status == ExecutionStatus.RESUMING and self._has_begun
 
     def newest_row(self, step_name: str) -> StepRunResponse | None:
         """The row of a step's newest attempt.
@@ -85,6 +100,8 @@ class DynamicRunPublisher(RunPublisher):
             return {"kind": "completed"}, False
         if stopping or status in STOPPING_STATUSES:
             return {"kind": "stopped"}, False
+        if self._is_anothers(status):
+            return outcome, False
         # ZenML goes on with a run whose orchestration was killed: what completed is not run again. An orchestration
         # that failed by itself would do so again.
         killed = outcome["kind"] in ("lost", "out_of_memory") or outcome.get("code", 0) > 128
@@ -115,7 +132,7 @@ class DynamicRunPublisher(RunPublisher):
             reason: Why it did not complete; at most 255 characters are kept.
         """
         now = self.run_status()
-        if now == ExecutionStatus.PAUSED and status == "completed":
+        if (now == ExecutionStatus.PAUSED and status == "completed") or self._is_anothers(now):
             return
         runs = [*self._unfinished_children(), *([] if now.is_finished else [self.pipeline_run_id])]
         if status == "completed" and not runs:
@@ -134,18 +151,17 @@ class DynamicRunPublisher(RunPublisher):
         unfinished, parents = [], [self.pipeline_run_id]
         while parents:
             parent = parents.pop()
-            runs = patiently(
-                partial(self._client.list_pipeline_runs, parent_run_id=parent, size=_PAGE, hydrate=False)
-            ).items
+            runs: list[Any] = patiently(
+                partial(depaginate, self._client.list_pipeline_runs, parent_run_id=parent, size=_PAGE, hydrate=False)
+            )
             parents += [run.id for run in runs]
             unfinished += [run.id for run in runs if not run.status.is_finished]
         return unfinished
 
     def _unfinished_rows(self, run_id: UUID) -> list[StepRunResponse]:
-        rows = patiently(
-            lambda: self._client.list_run_steps(pipeline_run_id=run_id, exclude_retried=True, size=_PAGE, hydrate=False)
-        )
-        return [row for row in rows.items if not row.status.is_finished]
+        of_run = {"pipeline_run_id": run_id, "exclude_retried": True, "size": _PAGE, "hydrate": False}
+        rows: list[Any] = patiently(partial(depaginate, self._client.list_run_steps, **of_run))
+        return [row for row in rows if not row.status.is_finished]
 
     def _end(self, rows: Iterable[StepRunResponse], status: str) -> None:
         for row in rows:

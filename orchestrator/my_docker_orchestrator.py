@@ -17,18 +17,27 @@ from zenml.enums import ExecutionMode, ExecutionStatus, StackComponentType
 from zenml.logger import get_logger
 from zenml.orchestrators import SubmissionResult
 from zenml.stack import StackValidator
+from zenml.utils.pagination_utils import depaginate
 
 from orchestrator.isolated_steps import IsolatedSteps
 from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorConfig, LocalDockerOrchestratorSettings
 from orchestrator.plan import ENV_RUN_ID, build_container, build_plan, default_user, plan_warm_starts
-from orchestrator.resuming import give_up, is_resumable, read_pins, refuse_changed, step_environments, write_pins
+from orchestrator.resuming import (
+    give_up,
+    is_resumable,
+    read_pins,
+    refuse_changed,
+    step_environments,
+    store_id,
+    write_pins,
+)
 
 if TYPE_CHECKING:
     from step_engine import DockerEngine
     from zenml.config.base_settings import BaseSettings
     from zenml.config.step_run_info import StepRunInfo
     from zenml.metadata.metadata_types import MetadataType
-    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
+    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse, StepRunResponse
     from zenml.stack import Stack
 
 logger = get_logger(__name__)
@@ -183,7 +192,8 @@ class LocalDockerOrchestrator(IsolatedSteps):
                 set_aside(run_id)
                 # What a dead owner left running has nobody to ask, and two orchestrations of a run must not be.
                 engine.stop_run(run_id, force=True)
-                engine.clear_run(run_id)
+                # Also what was kept: attempts are counted from 1 again, and one of then would be taken for one of now.
+                engine.remove_run(run_id)
                 DynamicRunPublisher(placeholder_run.id, self.id).fail_unfinished()
         job = self._dynamic_job(engine, snapshot, placeholder_run, stack, environment=environment, run_id=run_id)
         return self._carry_out(engine, job, snapshot)
@@ -227,6 +237,7 @@ class LocalDockerOrchestrator(IsolatedSteps):
             "pipeline_run_id": str(pipeline_run_id),
             "component_id": str(self.id),
             "component": self.name,
+            "store_id": store_id(),
         }
 
     def _carry_out(
@@ -320,12 +331,14 @@ class LocalDockerOrchestrator(IsolatedSteps):
         plan = build_plan(
             snapshot, run_id, pipeline_settings.max_parallelism, step_settings, expected_seconds(snapshot)
         )
+        identity = self._identity(run_id, UUID(run_id))
         return {
             "plan": plan,
             "containers": containers,
-            **self._identity(run_id, UUID(run_id)),
+            **identity,
             "pins": {
-                "component_id": str(self.id),
+                "component_id": identity["component_id"],
+                "store_id": identity["store_id"],
                 "engine_id": info["id"],
                 "default_user": user,
                 "permits": permits,
@@ -467,6 +480,15 @@ class LocalDockerOrchestrator(IsolatedSteps):
         from orchestrator.publishing import RunPublisher
 
         run_id = str(run.orchestrator_run_id)
+        if run.root_run_id not in (None, run.id):
+            # Its containers are those of the whole tree, and so is its owner.
+            logger.warning(
+                "Run %s is part of run %s, whose orchestration runs it: `zenml pipeline runs stop %s` stops both.",
+                run.id,
+                run.root_run_id,
+                run.root_run_id,
+            )
+            return
         engine = DockerEngine()
         left = engine.stop_run(run_id, force=not graceful)
         if left:
@@ -480,8 +502,7 @@ class LocalDockerOrchestrator(IsolatedSteps):
             give_up(run_directory(run_id))
         is_dynamic = run.snapshot is not None and run.snapshot.is_dynamic
         publisher = (DynamicRunPublisher if is_dynamic else RunPublisher)(run.id, self.id)
-        rows = Client().list_run_steps(pipeline_run_id=run.id, exclude_retried=True, size=1000, hydrate=False)
-        for row in rows.items:
+        for row in _step_rows(run):
             publisher.ensure_stopped(row.name)
         publisher.finish("stopped", "Manual stop requested.")
 
@@ -503,8 +524,7 @@ class LocalDockerOrchestrator(IsolatedSteps):
         # Nothing runs of one that is paused, or about to go on after that, and that is as it should be.
         if run_id is None or run.status.is_finished or run.status.value in ("paused", "resuming"):
             return None, None
-        rows = Client().list_run_steps(pipeline_run_id=run.id, exclude_retried=True, size=1000, hydrate=False)
-        steps = {row.name: row.status for row in rows.items}
+        steps = {row.name: row.status for row in _step_rows(run)}
         engine = DockerEngine()
         is_dynamic = run.snapshot is not None and run.snapshot.is_dynamic
         alive = owner_is_alive(run_id)
@@ -533,6 +553,13 @@ class LocalDockerOrchestrator(IsolatedSteps):
         # A static run's status is computed: `stopping` gives `stopped` once no step is unfinished.
         status = ExecutionStatus.STOPPING if ended == ExecutionStatus.STOPPED and not is_dynamic else ended
         return status, (steps if include_steps else None)
+
+
+def _step_rows(run: PipelineRunResponse) -> list[StepRunResponse]:
+    """The newest row of each step."""
+    page = {"exclude_retried": True, "size": 1000, "hydrate": False}
+    rows: list[Any] = depaginate(Client().list_run_steps, pipeline_run_id=run.id, **page)
+    return rows
 
 
 def run_directory(run_id: str) -> str:

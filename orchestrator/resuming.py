@@ -54,6 +54,7 @@ def resume(directory: str) -> None:
     if record is None:
         raise StepEngineError(f"There is no journal in {directory}, so nobody knows what became of the run.")
     client, run_id = Client(), record["run_id"]
+    _refuse_other_store(run_id, directory)
     try:
         run = patiently(lambda: client.get_pipeline_run(run_id))
     except KeyError:
@@ -87,8 +88,8 @@ def resume(directory: str) -> None:
             del snapshot.step_configurations[name]
         orchestrator.resume_static_run(run, snapshot, stack, record)
     except UnresumableError:
-        # ZenML would not stop it, and nobody else would take its containers.
-        if run.status.is_finished:
+        # Never: nobody knows what it began with. ZenML would not stop it, and nobody else would take its containers.
+        if run.status.is_finished and snapshot.is_dynamic and not _began_with_secrets(read_pins(directory)):
             _put_away(directory, run_id)
         raise
 
@@ -128,7 +129,10 @@ def retry(run_id: str) -> None:
     from orchestrator.my_docker_orchestrator import LocalDockerOrchestrator
 
     client = Client()
-    run = client.get_pipeline_run(run_id)
+    try:
+        run = client.get_pipeline_run(run_id)
+    except KeyError:
+        raise StepEngineError(f"ZenML has no run {run_id}; there is nothing to run again.") from None
     if not run.status.is_finished:
         raise StepEngineError(f"Run {run_id} has not ended ({run.status.value}).")
     if run.status.is_successful:
@@ -177,6 +181,36 @@ def _refuse_other_engine(run_id: str, directory: str) -> None:
         )
 
 
+def _refuse_other_store(run_id: str, directory: str) -> None:
+    """Another store knows nothing of the run, which is no reason to take its containers for left over."""
+    from step_engine.errors import UnresumableError
+
+    began_with = (read_pins(directory) or {}).get("store_id")
+    if began_with and began_with != store_id():
+        raise UnresumableError(
+            f"Run {run_id} began with another ZenML store than the one that is active. Connect to that one, with "
+            "`zenml login` or `zenml logout`, and resume it again.",
+            run_id,
+        )
+
+
+def store_id() -> str:
+    """Which of ZenML's stores is active.
+
+    Returns:
+        Its id, which a SQLite file has as a server does.
+    """
+    from zenml.client import Client
+
+    from orchestrator.publishing import patiently
+
+    return str(patiently(Client().zen_store.get_store_info).id)
+
+
+def _began_with_secrets(pins: dict[str, Any] | None) -> bool:
+    return pins is not None and "secret_digests" in pins
+
+
 def refuse_changed(run_id: str, pins: Mapping[str, Any], digest: str) -> None:
     """Checks that containers get what they got when the run began: its steps can write ZenML's store.
 
@@ -194,7 +228,7 @@ def refuse_changed(run_id: str, pins: Mapping[str, Any], digest: str) -> None:
         raise UnresumableError(
             f"The settings of run {run_id} in ZenML, or of its stack component, are not those that it began with, so "
             "it cannot be resumed. Put the component's configuration back, or end the run with `zenml pipeline runs "
-            f"stop {run_id}`.",
+            f"stop {run_id}` (`step-engine stop {run_id}` where ZenML says that it has ended).",
             run_id,
         )
 

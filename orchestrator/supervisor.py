@@ -24,6 +24,7 @@ def main() -> int:
     job = json.load(sys.stdin)
     kind = DynamicRunPublisher if "dynamic" in job else RunPublisher
     publisher = kind(UUID(job["pipeline_run_id"]), UUID(job["component_id"]))
+    run = None
     try:
         engine = DockerEngine()
         run = DockerRun(
@@ -45,10 +46,13 @@ def main() -> int:
         return 1
     except StepEngineError as error:
         _say(error)
-        publisher.finish("failed", str(error))
+        # A run that came to its end was reported by its owner, which this process is not any more.
+        if run is None or run.summary is None:
+            publisher.finish("failed", str(error))
         return 1
     except BaseException as error:
-        publisher.finish("failed", f"The background process failed: {type(error).__name__}")
+        if run is None or run.summary is None:
+            publisher.finish("failed", f"The background process failed: {type(error).__name__}")
         raise
     return 0
 

@@ -36,14 +36,14 @@ _PATIENCE_SECONDS = 120.0
 """So long a host that is away is waited for, such as one that is being resumed."""
 
 _ABSENCE_SECONDS = 24 * 3600.0
-"""So long a host that has answered before, or takes its time, is waited for to run a step: the run could only fail."""
+"""So long a host that has answered before, or takes its time, is waited for where the run could only fail without."""
 
 _NOBODY = (ConnectionRefusedError, FileNotFoundError)
 """What is raised where nobody listens."""
 
 _ABSENT = (
     "Nobody drives this run at the moment. On the machine where it began, `step-engine resume` goes on with it and "
-    "`step-engine stop` ends it."
+    "`zenml pipeline runs stop` ends it."
 )
 
 _NO_SOCKET = (
@@ -97,7 +97,8 @@ def call(operation: str, step_run_id: object, invocation_id: str = "", wait_seco
         request["invocation_id"] = invocation_id
     if wait_seconds:
         request["wait_seconds"] = wait_seconds
-    waits = operation == "submit"
+    # ZenML asks once for a stop.
+    waits = operation in ("submit", "stop")
     answer = _patiently(path, json.dumps(request).encode() + b"\n", wait_seconds, waits_for_owner=waits)
     if answer.get("ok") is not True:
         message = str(answer.get("message") or "The host of the run gave no answer.")
@@ -113,8 +114,8 @@ def _patiently(path: str, request: bytes, wait_seconds: float, *, waits_for_owne
             answer = _exchange(path, request, wait_seconds)
         except (OSError, ValueError) as error:
             is_owner_away = isinstance(error, _NOBODY) and _answered.is_set()
-            # One that listens and does not answer may be pulling an image.
-            is_waited_for = waits_for_owner and (is_owner_away or isinstance(error, TimeoutError))
+            # One that listens and does not answer may be pulling an image, one that breaks off may have died.
+            is_waited_for = waits_for_owner and (_answered.is_set() or isinstance(error, TimeoutError))
             away = time.monotonic() + pause - begin
             if away > (_ABSENCE_SECONDS if is_waited_for else _PATIENCE_SECONDS):
                 raise ControlError(f"The host of the run does not answer: {type(error).__name__}.") from None

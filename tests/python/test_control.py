@@ -30,6 +30,7 @@ from orchestrator.my_docker_orchestrator import LocalDockerOrchestrator
 from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorSettings
 from orchestrator.permits import Permits, digest_by_step, image_of, permitted_images, plan_name
 from orchestrator.plan import LEADER
+from orchestrator.publishing import RunPublisher
 
 SECRET = "the run's own"
 
@@ -295,6 +296,34 @@ def test_a_step_waits_for_whoever_resumes_the_run(
         container.call("submit", uuid4(), "train")
 
 
+@pytest.mark.parametrize("operation", ["submit", "stop"])
+def test_a_host_that_breaks_off_may_have_died_and_is_waited_for(
+    directory: Path, desk: FakeDesk, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    exchange, begin = container._exchange, time.monotonic()
+
+    def breaks_off(*arguments: Any) -> dict[str, Any]:
+        if time.monotonic() - begin < 1:
+            raise ValueError("ends early")
+        return exchange(*arguments)
+
+    container.call("status", uuid4())
+    monkeypatch.setattr(container, "_exchange", breaks_off)
+    monkeypatch.setattr(container, "_PATIENCE_SECONDS", 0.3)
+    container.call(operation, uuid4(), "train" if operation == "submit" else "")
+    assert [asked[0] for asked in desk.asked] == ["status", operation]
+
+
+def test_a_store_that_is_away_is_answered(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def submit(_self: FakeDesk, _step_run_id: UUID, _invocation_id: str) -> str:
+        raise ConnectionResetError("of the connection to ZenML's server")
+
+    monkeypatch.setattr(FakeDesk, "submit", submit)
+    with pytest.raises(container.ControlError, match="The host of the run failed: ConnectionResetError"):
+        container.call("submit", uuid4(), "train")
+    assert "ConnectionResetError" in (directory / "refused.log").read_text()
+
+
 def test_a_host_that_takes_its_time_is_not_taken_for_dead(
     directory: Path, desk: FakeDesk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -331,6 +360,16 @@ def test_whoever_puts_a_run_away_is_its_only_owner(tmp_path: Path, monkeypatch: 
         LocalDockerOrchestrator.submit_dynamic_pipeline(None, None, stack, {}, run)  # pyright: ignore[reportArgumentType]
     lease.release()
     assert (tmp_path / "journal.jsonl").read_text() == "what another one left"
+
+
+def test_the_stop_of_a_child_run_touches_nothing_of_its_root(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("step_engine.DockerEngine", lambda: pytest.fail("the engine was asked"))
+    root = uuid4()
+    child = SimpleNamespace(id=uuid4(), orchestrator_run_id=str(root), root_run_id=root)
+    LocalDockerOrchestrator._stop_run(None, child)  # pyright: ignore[reportArgumentType]
+    assert f"`zenml pipeline runs stop {root}` stops both" in caplog.text
 
 
 def test_without_a_socket_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -685,3 +724,18 @@ def test_an_orchestration_is_restarted_when_it_was_killed_and_only_then(
     publisher = DynamicRunPublisher(uuid4(), uuid4())
     monkeypatch.setattr(publisher, "run_status", lambda: ExecutionStatus(status))
     assert publisher.judge(LEADER, outcome, stopping) == judged
+
+
+def test_a_run_that_somebody_else_goes_on_with_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from zenml.enums import ExecutionStatus
+
+    statuses = iter(["resuming", "running", "resuming", "resuming"])
+    monkeypatch.setattr(RunPublisher, "run_status", lambda _: ExecutionStatus(next(statuses)))
+    publisher = DynamicRunPublisher(uuid4(), uuid4())
+    monkeypatch.setattr(publisher, "_unfinished_children", lambda: pytest.fail("the run was ended"))
+    killed = {"kind": "exited", "code": 137}
+    # Its own beginning, if ZenML goes on with a run.
+    assert publisher.judge(LEADER, killed, False) == (killed, True)
+    assert publisher.judge(LEADER, killed, False) == (killed, True)
+    assert publisher.judge(LEADER, killed, False) == (killed, False)
+    publisher.finish("failed", "killed")

@@ -14,6 +14,7 @@ from typing import IO
 
 import pytest
 from step_engine import DockerEngine, DockerRun, cli, lease, orders, read_run
+from step_engine.cli.runs import Run
 from step_engine.errors import RunOwnedError, StepEngineError
 
 PLAN = """
@@ -152,6 +153,43 @@ def test_stop_does_not_guess_which_run_is_meant(tmp_path: Path, capsys: pytest.C
         (directory / "journal.jsonl").write_text(f"{line}\n")
     assert cli.main(["stop", "same", "--config-path", str(tmp_path)]) == 1
     assert "Several runs begin with same: " in capsys.readouterr().err
+
+
+def test_a_run_without_a_journal_is_stopped_through_its_owner(
+    tmp_path: Path, label: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has just begun, or there was no room for the journal."""
+    directory = tmp_path / "step_engine" / "runs" / label
+    directory.mkdir(parents=True)
+    command = ["stop", label, "--config-path", str(tmp_path)]
+    assert cli.main(command) == 1
+    assert "If it has just begun, stop it again in a moment" in capsys.readouterr().err
+    held = lease.Lease.take(directory)
+    ordered: list[int] = []
+
+    def owner() -> None:
+        deadline = time.monotonic() + 30
+        while not ordered and time.monotonic() < deadline:
+            ordered.extend(filter(None, [orders.take(directory)]))
+            time.sleep(0.05)
+        held.release()
+
+    owning = threading.Thread(target=owner)
+    owning.start()
+    assert cli.main(command) == 0
+    owning.join()
+    assert ordered == [1]
+    assert "there is no journal of the run" in capsys.readouterr().err
+
+
+def test_a_run_whose_journal_vanishes_goes_on_while_its_owner_lives(tmp_path: Path) -> None:
+    held = lease.Lease.take(tmp_path / "run")
+    run = Run(tmp_path / "run", {"run_id": "r", "summary": None}, "running")
+    assert run.later().status == "running"
+    held.release()
+    assert run.later().status == "unknown"
+    shutil.rmtree(tmp_path / "run")
+    assert run.later().status == "unknown"
 
 
 def test_without_locks_the_heartbeat_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
+import pytest
+from step_engine.errors import StepEngineError
 from step_engine.lease import owner_lives
+
+from orchestrator.resuming import retry
 
 if TYPE_CHECKING:
     from conftest import Project
@@ -149,15 +154,21 @@ def test_a_run_that_is_not_what_it_was_is_refused(project: Project, until: Calla
     project.zenml("orchestrator", "remove-attribute", "my_docker_orchestrator", "shm_size")
     assert (code, "are not those that it began with" in output) == (1, True), output
     began = pinned.read_text()
-    pinned.write_text(json.dumps({**json.loads(began), "engine_id": "another"}))
-    code, output = project.step_engine("resume", run_id, folder=tmp_path)
-    assert (code, "began on another Docker engine" in output) == (1, True), output
+    for pin, said in (("engine_id", "began on another Docker engine"), ("store_id", "began with another ZenML store")):
+        pinned.write_text(json.dumps({**json.loads(began), pin: "another"}))
+        code, output = project.step_engine("resume", run_id, folder=tmp_path)
+        assert (code, said in " ".join(output.split())) == (1, True), output
     pinned.write_text(began)
     # Nothing was changed: it is there to be ended, or gone on with.
     assert len(project.ended("watched").containers) == 1
     _private(run.log_directory)
     code, output = project.step_engine("stop", run_id, folder=tmp_path)
     assert (code, project.ended("watched").containers) == (0, []), output
+
+
+def test_a_run_that_zenml_does_not_have_is_not_run_again(project: Project) -> None:
+    with pytest.raises(StepEngineError, match="there is nothing to run again"):
+        retry(str(uuid4()))
 
 
 def _private(directory: Path) -> None:

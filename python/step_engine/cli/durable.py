@@ -102,12 +102,15 @@ def attach(options: argparse.Namespace) -> int:
             if not goes_on:
                 break
             time.sleep(LOOK_SECONDS)
-            run = Run.read(run.directory) or run
+            run = run.later()
     except KeyboardInterrupt:
         console.close()
         print(f"Run {run.name} goes on.")
         return 130
     console.close()
+    if run.status == "unknown":
+        print(f"Nobody here drives run {run.name} any more, and its journal does not tell its end.", file=sys.stderr)
+        return 1
     if run.record["summary"] is None:
         print(RESUME_HINT.format(run=run.name), file=sys.stderr)
         return 1
@@ -238,10 +241,18 @@ def stop(options: argparse.Namespace) -> int:
     from step_engine import DockerEngine
 
     run = find(options, or_none=True)
-    if run is not None and run.status == "running":
-        return _stop_through_owner(run, options)
+    directory = run.directory if run is not None else root(options) / options.run
+    if run.status == "running" if run is not None else bool(owner_lives(directory)):
+        return _stop_through_owner(directory, options)
     name = run.name if run is not None else options.run
-    left = DockerEngine().stop_run(name, force=options.force, grace_seconds=options.grace_seconds)
+    engine = DockerEngine()
+    if run is None and directory.is_dir() and not engine.containers(name):
+        print(
+            f"Nobody drives run {name} and it has no containers. If it has just begun, stop it again in a moment.",
+            file=sys.stderr,
+        )
+        return 1
+    left = engine.stop_run(name, force=options.force, grace_seconds=options.grace_seconds)
     if run is not None and run.status == "abandoned":
         print(RESUME_HINT.format(run=run.name), file=sys.stderr)
     if left:
@@ -250,28 +261,32 @@ def stop(options: argparse.Namespace) -> int:
     return 0
 
 
-def _stop_through_owner(run: Run, options: argparse.Namespace) -> int:
-    from step_engine import orders
+def _stop_through_owner(directory: Path, options: argparse.Namespace) -> int:
+    from step_engine import DockerEngine, orders
 
     def give(order: str) -> None:
         try:
-            orders.give(run.directory, order)
+            orders.give(directory, order)
         except OSError as error:
-            raise StepEngineError(f"The owner of run {run.name} cannot be asked: {error}.") from error
+            raise StepEngineError(f"The owner of run {directory.name} cannot be asked: {error}.") from error
 
     give("kill" if options.force else "stop")
     kill_at = math.inf if options.force or options.grace_seconds is None else time.monotonic() + options.grace_seconds
-    while owner_lives(run.directory):
+    while owner_lives(directory):
         if time.monotonic() > kill_at:
             give("kill")
             kill_at = math.inf
         time.sleep(LOOK_SECONDS)
-    ended = Run.read(run.directory)
-    summary = ended.record["summary"] if ended else None
+    ended = Run.read(directory)
+    if ended is None:
+        # There was no room for it. What the owner could not stop is still there.
+        print(f"The owner of run {directory.name} has ended; there is no journal of the run.", file=sys.stderr)
+        return int(any(one["state"] == "running" for one in DockerEngine().containers(directory.name)))
+    summary = ended.record["summary"]
     if summary is None:
-        print(RESUME_HINT.format(run=run.name), file=sys.stderr)
+        print(RESUME_HINT.format(run=directory.name), file=sys.stderr)
         return 1
-    print(f"Run {run.name}: {summary['status']}.")
+    print(f"Run {directory.name}: {summary['status']}.")
     if summary["left_running"]:
         print(f"Still running: {', '.join(summary['left_running'])}", file=sys.stderr)
         return 1

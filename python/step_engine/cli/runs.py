@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, overload
@@ -113,7 +113,7 @@ def show_logs(options: argparse.Namespace) -> int:
         if not goes_on:
             return 0
         time.sleep(LOOK_SECONDS)
-        run = Run.read(run.directory) or run
+        run = run.later()
 
 
 FINAL = ("completed", "failed", "stopped", "skipped")
@@ -160,6 +160,21 @@ class Run:
         else:
             status = {True: "running", False: "abandoned", None: "unknown"}[lives]
         return cls(directory, record, status)
+
+    def later(self) -> Run:
+        """Reads the directory again.
+
+        Returns:
+            The run now. If its journal is gone, for want of room or with the directory, it goes on while its owner
+            lives.
+
+        Raises:
+            StepEngineError: The journal is damaged.
+        """
+        from step_engine.lease import owner_lives
+
+        now = Run.read(self.directory)
+        return now or (self if owner_lives(self.directory) else replace(self, status="unknown"))
 
     @property
     def name(self) -> str:
