@@ -16,7 +16,7 @@ use step_engine::runner::{AttemptControl, AttemptSink, AttemptSpec, Executor, Lo
 use tokio::sync::watch;
 
 /// Label of everything that these tests make.
-pub(super) const TEST_LABEL: &str = "step-engine.test";
+pub(super) const TEST_LABEL: &str = "step-engine-test";
 
 /// Whether the tests on an engine are left out on purpose.
 pub(super) fn skipped() -> bool {
