@@ -25,6 +25,7 @@ from orchestrator.publishing import STOPPING_STATUSES, RunPublisher, patiently
 
 if TYPE_CHECKING:
     from zenml.models import StepRunResponse
+
 _PAGE = 1000
 
 
