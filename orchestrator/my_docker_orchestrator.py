@@ -14,6 +14,7 @@ from zenml.client import Client
 from zenml.config.global_config import GlobalConfiguration
 from zenml.constants import METADATA_ORCHESTRATOR_RUN_ID
 from zenml.enums import ExecutionMode, ExecutionStatus, StackComponentType
+from zenml.exceptions import IllegalOperationError
 from zenml.logger import get_logger
 from zenml.orchestrators import SubmissionResult
 from zenml.stack import StackValidator
@@ -467,6 +468,23 @@ class LocalDockerOrchestrator(IsolatedSteps):
             output_path,
         )
 
+    def stop_run(self, run: PipelineRunResponse, graceful: bool = False) -> None:
+        """Stops a run.
+
+        Args:
+            run: The run.
+            graceful: SIGTERM and a grace first, rather than SIGKILL.
+
+        Raises:
+            IllegalOperationError: It is part of another run, whose containers it has, or did not begin yet.
+        """
+        if run.root_run_id not in (None, run.id):
+            raise IllegalOperationError(
+                f"Run {run.id} is part of run {run.root_run_id}, whose orchestration runs it: `zenml pipeline runs "
+                f"stop {run.root_run_id}` stops both."
+            )
+        super().stop_run(run, graceful)
+
     def _stop_run(self, run: PipelineRunResponse, graceful: bool = False) -> None:
         """Stops a run from any process that reaches the engine. ZenML has published `stopping` before.
 
@@ -480,15 +498,6 @@ class LocalDockerOrchestrator(IsolatedSteps):
         from orchestrator.publishing import RunPublisher
 
         run_id = str(run.orchestrator_run_id)
-        if run.root_run_id not in (None, run.id):
-            # Its containers are those of the whole tree, and so is its owner.
-            logger.warning(
-                "Run %s is part of run %s, whose orchestration runs it: `zenml pipeline runs stop %s` stops both.",
-                run.id,
-                run.root_run_id,
-                run.root_run_id,
-            )
-            return
         engine = DockerEngine()
         left = engine.stop_run(run_id, force=not graceful)
         if left:

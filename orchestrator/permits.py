@@ -94,7 +94,8 @@ def digest_by_step(settings: Mapping[str, LocalDockerOrchestratorSettings]) -> s
     Returns:
         SHA-256, in hexadecimal digits.
     """
-    given = {name: _given(each) for name, each in settings.items()}
+    # Images are those of the beginning, whatever the policy.
+    given = {name: _given(each.model_copy(update={"pull_policy": None})) for name, each in settings.items()}
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
 

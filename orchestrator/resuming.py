@@ -204,7 +204,8 @@ def store_id() -> str:
 
     from orchestrator.publishing import patiently
 
-    return str(patiently(Client().zen_store.get_store_info).id)
+    # The store may be opened here, which is a call, too.
+    return str(patiently(lambda: Client().zen_store.get_store_info().id))
 
 
 def _began_with_secrets(pins: dict[str, Any] | None) -> bool:
@@ -228,7 +229,7 @@ def refuse_changed(run_id: str, pins: Mapping[str, Any], digest: str) -> None:
         raise UnresumableError(
             f"The settings of run {run_id} in ZenML, or of its stack component, are not those that it began with, so "
             "it cannot be resumed. Put the component's configuration back, or end the run with `zenml pipeline runs "
-            f"stop {run_id}` (`step-engine stop {run_id}` where ZenML says that it has ended).",
+            f"stop {run_id}` (`step-engine stop {run_id}` stops what still runs of one that ZenML calls failed).",
             run_id,
         )
 

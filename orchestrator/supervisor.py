@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
+
+if TYPE_CHECKING:
+    from step_engine import DockerRun
 
 
 def main() -> int:
@@ -46,15 +50,19 @@ def main() -> int:
         return 1
     except StepEngineError as error:
         _say(error)
-        # A run that came to its end was reported by its owner, which this process is not any more.
-        if run is None or run.summary is None:
+        if not _has_another_owner(job, run):
             publisher.finish("failed", str(error))
         return 1
     except BaseException as error:
-        if run is None or run.summary is None:
+        if not _has_another_owner(job, run):
             publisher.finish("failed", f"The background process failed: {type(error).__name__}")
         raise
     return 0
+
+
+def _has_another_owner(job: dict[str, Any], run: DockerRun | None) -> bool:
+    """Whether ZenML may be going on with a run that has come to its end here, which it does with dynamic ones only."""
+    return "dynamic" in job and run is not None and run.summary is not None
 
 
 def _say(error: Exception) -> None:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from zenml.models import StepRunResponse
     from zenml.zen_stores.base_zen_store import BaseZenStore
 
+# ZenML takes the folder of the main module's file for the root of sources; in a worker of pytest-xdist it has none.
+if not hasattr(sys.modules["__main__"], "__file__"):
+    sys.modules["__main__"].__file__ = str(Path(pytest.__file__).with_name("__main__.py"))
+
 # ZenML reads its configuration when it is imported, so this comes first.
 _CONFIG = tempfile.mkdtemp(prefix="step-engine-test-")
 atexit.register(shutil.rmtree, _CONFIG, ignore_errors=True)

@@ -114,7 +114,7 @@ def fails() -> int:
 @step
 def sleeps(marker: str = "sleeping") -> int:
     _leave(marker)
-    time.sleep(120)
+    time.sleep(300)
     return 1
 
 

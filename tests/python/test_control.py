@@ -19,6 +19,7 @@ from uuid import UUID, uuid4
 import pytest
 from step_engine.errors import PlanError, RunOwnedError, StepEngineError
 from step_engine.lease import Lease
+from zenml.exceptions import IllegalOperationError
 
 import orchestrator.control as host
 from orchestrator.container import control as container
@@ -300,17 +301,20 @@ def test_a_step_waits_for_whoever_resumes_the_run(
 def test_a_host_that_breaks_off_may_have_died_and_is_waited_for(
     directory: Path, desk: FakeDesk, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
-    exchange, begin = container._exchange, time.monotonic()
+    exchange, begin, broken = container._exchange, time.monotonic(), []
 
     def breaks_off(*arguments: Any) -> dict[str, Any]:
-        if time.monotonic() - begin < 1:
+        if not broken or time.monotonic() - begin < 1:
+            broken.append(1)
             raise ValueError("ends early")
         return exchange(*arguments)
 
     container.call("status", uuid4())
     monkeypatch.setattr(container, "_exchange", breaks_off)
     monkeypatch.setattr(container, "_PATIENCE_SECONDS", 0.3)
+    begin = time.monotonic()
     container.call(operation, uuid4(), "train" if operation == "submit" else "")
+    assert len(broken) > 1
     assert [asked[0] for asked in desk.asked] == ["status", operation]
 
 
@@ -362,14 +366,16 @@ def test_whoever_puts_a_run_away_is_its_only_owner(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "journal.jsonl").read_text() == "what another one left"
 
 
-def test_the_stop_of_a_child_run_touches_nothing_of_its_root(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("step_engine.DockerEngine", lambda: pytest.fail("the engine was asked"))
+def test_the_stop_of_a_child_run_touches_nothing_of_its_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    for asked in (
+        "step_engine.DockerEngine",
+        "zenml.orchestrators.base_orchestrator.publish_pipeline_run_status_update",
+    ):
+        monkeypatch.setattr(asked, lambda *_, **__: pytest.fail("the run was touched"))
     root = uuid4()
     child = SimpleNamespace(id=uuid4(), orchestrator_run_id=str(root), root_run_id=root)
-    LocalDockerOrchestrator._stop_run(None, child)  # pyright: ignore[reportArgumentType]
-    assert f"`zenml pipeline runs stop {root}` stops both" in caplog.text
+    with pytest.raises(IllegalOperationError, match=f"`zenml pipeline runs stop {root}` stops both"):
+        LocalDockerOrchestrator.stop_run(None, child)  # pyright: ignore[reportArgumentType]
 
 
 def test_without_a_socket_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

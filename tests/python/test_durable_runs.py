@@ -150,8 +150,10 @@ def test_a_run_that_is_not_what_it_was_is_refused(project: Project, until: Calla
     until(lambda: owner_lives(run.log_directory) is False, "the owner to die")
     # A step that can write ZenML's store could ask for anything.
     project.zenml("orchestrator", "update", "my_docker_orchestrator", "--shm_size=64m")
-    code, output = project.step_engine("resume", run_id, folder=tmp_path)
-    project.zenml("orchestrator", "remove-attribute", "my_docker_orchestrator", "shm_size")
+    try:
+        code, output = project.step_engine("resume", run_id, folder=tmp_path)
+    finally:
+        project.zenml("orchestrator", "remove-attribute", "my_docker_orchestrator", "shm_size")
     assert (code, "are not those that it began with" in output) == (1, True), output
     began = pinned.read_text()
     for pin, said in (("engine_id", "began on another Docker engine"), ("store_id", "began with another ZenML store")):

@@ -279,6 +279,9 @@ def _stop_through_owner(directory: Path, options: argparse.Namespace) -> int:
         time.sleep(LOOK_SECONDS)
     ended = Run.read(directory)
     if ended is None:
+        if orders.take(directory):
+            print(f"Run {directory.name} is just being begun again: stop it again in a moment.", file=sys.stderr)
+            return 1
         # There was no room for it. What the owner could not stop is still there.
         print(f"The owner of run {directory.name} has ended; there is no journal of the run.", file=sys.stderr)
         return int(any(one["state"] == "running" for one in DockerEngine().containers(directory.name)))
