@@ -13,7 +13,7 @@ from orchestrator.aws_dynamic import GRACE_SECONDS
 from orchestrator.aws_submission import forget_secret
 from orchestrator.dynamic_publishing import DynamicRunPublisher
 from orchestrator.names import METADATA_EXECUTION
-from orchestrator.publishing import RunPublisher, patiently
+from orchestrator.publishing import RunPublisher, newest_rows, patiently
 from orchestrator.watching import execution_reason
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def stop(
         # The execution is stopped nevertheless.
         logger.warning("Isolated steps may still run: %s", error)
     publisher = _publisher(orchestrator, run)
-    for row in _rows(run):
+    for row in newest_rows(run.id):
         publisher.ensure_stopped(row.name)
     publisher.finish("stopped", "Manual stop requested.")
     _forget_run_secret(orchestrator, session, run)
@@ -138,7 +138,7 @@ def status(
     # The steps of a dynamic run are none of its machine's, and their rows are what ZenML knows of them.
     include_steps = include_steps and not others
     if (include_steps or not running) and not others:
-        names = list(run.snapshot.step_configurations) if run.snapshot else [row.name for row in _rows(run)]
+        names = list(run.snapshot.step_configurations) if run.snapshot else [row.name for row in newest_rows(run.id)]
         found = session.execution_steps(arn, names)
     steps = {name: _STATUSES[step["status"]] for name, step in found.items() if step["status"] in _STATUSES}
     if running:
@@ -168,8 +168,3 @@ def _forget_run_secret(orchestrator: StepFunctionsOrchestrator, session: AwsSess
         config = orchestrator.config
         name = (execution_of(run) or str(run.id)).rpartition(":")[2]
         forget_secret(config, session, aws_secrets.run_secret_name(config.secrets_prefix, name))
-
-
-def _rows(run: PipelineRunResponse) -> list[Any]:
-    page = Client().list_run_steps(pipeline_run_id=run.id, exclude_retried=True, size=1000, hydrate=False)
-    return list(page.items)

@@ -21,7 +21,7 @@ from zenml.orchestrators.publish_utils import (
 from zenml.utils.pagination_utils import depaginate
 
 from orchestrator.plan import LEADER
-from orchestrator.publishing import STOPPING_STATUSES, RunPublisher, patiently
+from orchestrator.publishing import STOPPING_STATUSES, RunPublisher, newest_rows, patiently
 
 if TYPE_CHECKING:
     from zenml.models import StepRunResponse
@@ -160,9 +160,7 @@ class DynamicRunPublisher(RunPublisher):
         return unfinished
 
     def _unfinished_rows(self, run_id: UUID) -> list[StepRunResponse]:
-        of_run = {"pipeline_run_id": run_id, "exclude_retried": True, "size": _PAGE, "hydrate": False}
-        rows: list[Any] = patiently(partial(depaginate, self._client.list_run_steps, **of_run))
-        return [row for row in rows if not row.status.is_finished]
+        return [row for row in patiently(partial(newest_rows, run_id)) if not row.status.is_finished]
 
     def _end(self, rows: Iterable[StepRunResponse], status: str) -> None:
         for row in rows:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-from zenml.client import Client
 from zenml.config.global_config import GlobalConfiguration
 from zenml.constants import METADATA_ORCHESTRATOR_RUN_ID
 from zenml.enums import ExecutionMode, ExecutionStatus, StackComponentType
@@ -18,7 +17,6 @@ from zenml.exceptions import IllegalOperationError
 from zenml.logger import get_logger
 from zenml.orchestrators import SubmissionResult
 from zenml.stack import StackValidator
-from zenml.utils.pagination_utils import depaginate
 
 from orchestrator.isolated_steps import IsolatedSteps
 from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorConfig, LocalDockerOrchestratorSettings
@@ -30,6 +28,7 @@ from orchestrator.resuming import (
     refuse_changed,
     step_environments,
     store_id,
+    tells_of_secrets,
     write_pins,
 )
 
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from zenml.config.base_settings import BaseSettings
     from zenml.config.step_run_info import StepRunInfo
     from zenml.metadata.metadata_types import MetadataType
-    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse, StepRunResponse
+    from zenml.models import PipelineRunResponse, PipelineSnapshotResponse
     from zenml.stack import Stack
 
 logger = get_logger(__name__)
@@ -407,7 +406,7 @@ class LocalDockerOrchestrator(IsolatedSteps):
 
         run_id = str(record["run_id"])
         pins = read_pins(run_directory(run_id))
-        if pins is None or "secret_digests" not in pins:
+        if not tells_of_secrets(pins):
             raise UnresumableError(
                 f"{run_directory(run_id)} does not say what run {run_id} began with, so it cannot be resumed; `zenml "
                 f"pipeline runs stop {run_id}` ends it.",
@@ -495,7 +494,7 @@ class LocalDockerOrchestrator(IsolatedSteps):
         from step_engine import DockerEngine
 
         from orchestrator.dynamic_publishing import DynamicRunPublisher
-        from orchestrator.publishing import RunPublisher
+        from orchestrator.publishing import RunPublisher, newest_rows
 
         run_id = str(run.orchestrator_run_id)
         engine = DockerEngine()
@@ -511,7 +510,7 @@ class LocalDockerOrchestrator(IsolatedSteps):
             give_up(run_directory(run_id))
         is_dynamic = run.snapshot is not None and run.snapshot.is_dynamic
         publisher = (DynamicRunPublisher if is_dynamic else RunPublisher)(run.id, self.id)
-        for row in _step_rows(run):
+        for row in newest_rows(run.id):
             publisher.ensure_stopped(row.name)
         publisher.finish("stopped", "Manual stop requested.")
 
@@ -529,11 +528,13 @@ class LocalDockerOrchestrator(IsolatedSteps):
         """
         from step_engine import DockerEngine
 
+        from orchestrator.publishing import newest_rows
+
         run_id = run.orchestrator_run_id
         # Nothing runs of one that is paused, or about to go on after that, and that is as it should be.
         if run_id is None or run.status.is_finished or run.status.value in ("paused", "resuming"):
             return None, None
-        steps = {row.name: row.status for row in _step_rows(run)}
+        steps = {row.name: row.status for row in newest_rows(run.id)}
         engine = DockerEngine()
         is_dynamic = run.snapshot is not None and run.snapshot.is_dynamic
         alive = owner_is_alive(run_id)
@@ -562,13 +563,6 @@ class LocalDockerOrchestrator(IsolatedSteps):
         # A static run's status is computed: `stopping` gives `stopped` once no step is unfinished.
         status = ExecutionStatus.STOPPING if ended == ExecutionStatus.STOPPED and not is_dynamic else ended
         return status, (steps if include_steps else None)
-
-
-def _step_rows(run: PipelineRunResponse) -> list[StepRunResponse]:
-    """The newest row of each step."""
-    page = {"exclude_retried": True, "size": 1000, "hydrate": False}
-    rows: list[Any] = depaginate(Client().list_run_steps, pipeline_run_id=run.id, **page)
-    return rows
 
 
 def run_directory(run_id: str) -> str:

@@ -26,6 +26,7 @@ from zenml.orchestrators.publish_utils import (
     publish_step_run_metadata,
     publish_stopped_step_run,
 )
+from zenml.utils.pagination_utils import depaginate
 
 if TYPE_CHECKING:
     from zenml.models import PipelineSnapshotResponse, StepRunResponse
@@ -149,6 +150,20 @@ def expected_seconds(snapshot: PipelineSnapshotResponse) -> dict[str, float]:
     except Exception as error:
         logger.debug("No durations of earlier runs: %s", error)
         return {}
+
+
+def newest_rows(pipeline_run_id: UUID) -> list[StepRunResponse]:
+    """Looks up the newest attempt of each step of a run, however many there are.
+
+    Args:
+        pipeline_run_id: ZenML's id of the run.
+
+    Returns:
+        Their rows.
+    """
+    page = {"exclude_retried": True, "size": 1000, "hydrate": False}
+    rows: list[Any] = depaginate(Client().list_run_steps, pipeline_run_id=pipeline_run_id, **page)
+    return rows
 
 
 class RunPublisher:

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from zenml.logger import get_logger
 
@@ -89,7 +89,7 @@ def resume(directory: str) -> None:
         orchestrator.resume_static_run(run, snapshot, stack, record)
     except UnresumableError:
         # Never: nobody knows what it began with. ZenML would not stop it, and nobody else would take its containers.
-        if run.status.is_finished and snapshot.is_dynamic and not _began_with_secrets(read_pins(directory)):
+        if run.status.is_finished and snapshot.is_dynamic and not tells_of_secrets(read_pins(directory)):
             _put_away(directory, run_id)
         raise
 
@@ -208,7 +208,15 @@ def store_id() -> str:
     return str(patiently(lambda: Client().zen_store.get_store_info().id))
 
 
-def _began_with_secrets(pins: dict[str, Any] | None) -> bool:
+def tells_of_secrets(pins: dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
+    """Whether a dynamic run can be gone on with.
+
+    Args:
+        pins: What was written down when it began.
+
+    Returns:
+        True if they say by which secrets its orchestration may ask.
+    """
     return pins is not None and "secret_digests" in pins
 
 
