@@ -6,7 +6,7 @@ export ZENML_CONFIG_PATH ?= $(CURDIR)/.zenml
 export ZENML_ANALYTICS_OPT_IN ?= false
 
 .NOTPARALLEL:
-.PHONY: help check setup base-image run test test-rust test-python test-aws aws-setup test-aws-services test-aws-faults test-aws-pipelines aws-bench lint format wheel bench clean
+.PHONY: help check setup base-image run test test-rust test-python test-aws aws-setup aws-bench lint format wheel bench clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,20 +34,12 @@ test-rust: ## Tests of the Rust core, the Docker ones on the real engine
 test-python: setup base-image ## Tests of the Python side, on a real engine and real pipelines
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
-test-aws: test-aws-services test-aws-faults test-aws-pipelines ## Tests against a local AWS: Step Functions that executes, tasks in containers
+# Each file has a local AWS of its own: what the one leaves there is not the other's to find.
+test-aws: aws-setup ## Tests against a local AWS: Step Functions that executes, tasks in containers
+	$(VENV)/bin/python -m pytest tests/aws --numprocesses 2 --dist loadfile
 
-# Each with a local AWS of its own: what the one leaves there is not the other's to find.
 aws-setup: setup base-image
 	@scripts/aws-bench-setup
-
-test-aws-services: aws-setup
-	$(VENV)/bin/python -m pytest tests/aws --ignore tests/aws/test_faults.py --ignore tests/aws/test_pipelines.py --ignore tests/aws/test_dynamic.py
-
-test-aws-faults: aws-setup
-	$(VENV)/bin/python -m pytest tests/aws/test_faults.py
-
-test-aws-pipelines: aws-setup
-	$(VENV)/bin/python -m pytest tests/aws/test_pipelines.py tests/aws/test_dynamic.py
 
 aws-bench: base-image ## A local AWS in the foreground; ends by itself when it is not used
 	@scripts/aws-bench

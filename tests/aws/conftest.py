@@ -36,15 +36,15 @@ class Prerequisites:
     region: str = "us-east-1"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bench_server() -> Iterator[Bench]:
-    """One bench for the whole session."""
+    """A bench for all tests of a file, which may run beside those of another."""
     bench = Bench.start()
     yield bench
     bench.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ecr_registry(bench_server: Bench) -> str:
     """host:port of a registry; `<account>.dkr.ecr.<region>.amazonaws.com` in an ECS image means it, too."""
     return bench_server.registry
@@ -66,7 +66,7 @@ def step_image() -> str:
     return IMAGE
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def prerequisites(bench_server: Bench, step_image: str) -> Prerequisites:
     """The tutorial's prerequisites, made once."""
     ec2 = bench_server.client("ec2")
@@ -121,7 +121,7 @@ def prerequisites(bench_server: Bench, step_image: str) -> Prerequisites:
 # What the next three import needs the package, which the tests of the bench itself do without.
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def account(bench_server: Bench) -> Account:
     """The template of `infra/aws`, deployed once."""
     from account import deploy
@@ -139,7 +139,7 @@ def as_developer(account: Account, bench: Bench, monkeypatch: pytest.MonkeyPatch
         yield account
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def small_image(ecr_registry: str, step_image: str) -> Iterator[str]:
     """An image with nothing but a shell, in the registry that stands in for ECR."""
     from account import push_small_image

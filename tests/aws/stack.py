@@ -35,7 +35,7 @@ for name, value in {
     os.environ[name] = value
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def zenml_server(tmp_path_factory: pytest.TempPathFactory, bench_server: Bench) -> Iterator[ZenmlServer]:
     """A ZenML server with passwords in a process of its own; tasks share this host's network.
 
@@ -198,7 +198,7 @@ class Project:
         return [secret["Name"] for page in pages for secret in page["SecretList"]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def aws_project(
     tmp_path_factory: pytest.TempPathFactory,
     bench_server: Bench,

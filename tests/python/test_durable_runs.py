@@ -69,8 +69,8 @@ def test_a_run_in_the_background_is_watched_and_stopped_from_other_terminals(
     assert watching.returncode == 1
     assert "Run stopped in" in seen
     until(lambda: project.ended("watched").status == "stopped", "ZenML to know")
-    run = project.ended("watched")
-    assert (run.attempts, run.containers) == ({"sleeps": ["stopped"]}, [])
+    until(lambda: not project.ended("watched").containers, "the owner to remove the container")
+    assert project.ended("watched").attempts == {"sleeps": ["stopped"]}
 
 
 def test_a_run_whose_owner_died_can_be_given_up(project: Project, until: Callable[..., None], tmp_path: Path) -> None:

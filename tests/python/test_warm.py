@@ -118,6 +118,8 @@ def test_workers_do_not_survive_a_killed_client(
             assert code == 0, output
             assert "Run completed in" in output
             until(lambda: ended("abandoned").run.status.is_finished, "ZenML to know")
+            # Its worker ends after that, with the owner in the background.
+            until(lambda: not ended("abandoned").containers, "the worker to be removed")
         run = ended("abandoned")
         assert (run.status, run.containers) == ("completed", [])
         assert run.attempts == {"lasts": ["completed"], "after": ["completed"]}
