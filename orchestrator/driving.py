@@ -16,6 +16,7 @@ from zenml.logger import get_logger
 
 if TYPE_CHECKING:
     from step_engine import DockerRun
+    from step_engine.lease import Lease
 
     from orchestrator.dynamic import DynamicSession
     from orchestrator.publishing import RunPublisher
@@ -92,6 +93,7 @@ class Driver:
         run_directory: Where logs are kept.
         record: What happened under a former owner of the run, as `read_run` gives it.
         session: Attends the run from before its start to after its end, and hears of every event.
+        lease: Says already that this process drives the run; released at the end.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Driver:
         record: Mapping[str, Any] | None = None,
         *,
         session: DynamicSession | None = None,
+        lease: Lease | None = None,
     ) -> None:
         """Prepares the console."""
         from step_engine.console import Console
@@ -110,6 +113,7 @@ class Driver:
         self._run = run
         self._publisher = publisher
         self._session = session
+        self._lease = lease
         self._run_directory = run_directory
         self._console = Console(step_names)
         self._record = record
@@ -135,10 +139,11 @@ class Driver:
         """
         self._desk = Desk()
         try:
-            with owner_lock(self._run_directory) as self._beat:
+            with owner_lock(self._run_directory, self._lease) as self._beat:
                 self._refuse_other_past()
-                # Meant for a former owner. What comes from now on is meant for this one.
-                take_order(self._run_directory)
+                if self._lease is None:
+                    # Meant for a former owner. What comes from now on is meant for this one.
+                    take_order(self._run_directory)
                 with self._signal_handlers(), self._attendance():
                     self._drive()
         finally:
@@ -306,7 +311,8 @@ class Driver:
         deadline: float | None = None
         while not done.wait(0.05):
             self._beat()
-            if deadline is None and self._signals >= len(_ESCALATION):
+            # Of the run nothing is left to be killed: the second order says what the third signal does.
+            if deadline is None and (self._signals >= len(_ESCALATION) or take_order(self._run_directory) >= 2):
                 deadline = time.monotonic() + _ABANDON_SECONDS
             if deadline is not None and time.monotonic() > deadline:
                 logger.warning(
@@ -406,11 +412,12 @@ def take_order(run_directory: str) -> int:
 
 
 @contextlib.contextmanager
-def owner_lock(run_directory: str) -> Iterator[Callable[[], None]]:
+def owner_lock(run_directory: str, lease: Lease | None = None) -> Iterator[Callable[[], None]]:
     """Holds the lease that says that a run's owner lives.
 
     Args:
         run_directory: The run's directory.
+        lease: The lease, if this process has it.
 
     Yields:
         What shows that the owner lives; to be called every few seconds.
@@ -421,9 +428,8 @@ def owner_lock(run_directory: str) -> Iterator[Callable[[], None]]:
     from step_engine.errors import RunOwnedError
     from step_engine.lease import BEAT_SECONDS, Lease
 
-    lease = None
     try:
-        lease = Lease.take(run_directory)
+        lease = lease or Lease.take(run_directory)
     except OSError as error:
         # Like logs that cannot be kept, no reason not to run.
         logger.warning(

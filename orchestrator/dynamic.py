@@ -33,6 +33,7 @@ from orchestrator.publishing import patiently
 
 if TYPE_CHECKING:
     from step_engine import DockerEngine, DockerRun
+    from step_engine.lease import Lease
     from zenml.models import PipelineSnapshotResponse, StepRunResponse
     from zenml.stack import Stack
 
@@ -53,13 +54,14 @@ _STILL_ENDING_SECONDS = 60.0
 """A step that is asked for again while its last attempt is being cleaned up waits so long."""
 
 
-def drive_dynamic(run: DockerRun, engine: DockerEngine, job: Mapping[str, Any]) -> None:
+def drive_dynamic(run: DockerRun, engine: DockerEngine, job: Mapping[str, Any], lease: Lease | None = None) -> None:
     """Drives a dynamic run to its end.
 
     Args:
         run: The run, not started yet.
         engine: Its engine.
         job: What was submitted, see `LocalDockerOrchestrator.submit_dynamic_pipeline`.
+        lease: Says already that this process drives the run.
 
     Raises:
         StepFailedError: The pipeline failed.
@@ -68,7 +70,7 @@ def drive_dynamic(run: DockerRun, engine: DockerEngine, job: Mapping[str, Any]) 
     """
     session = DynamicSession(engine, job)
     session.attend(run)
-    Driver(run, session.publisher(), [LEADER], job["run_directory"], session=session).drive()
+    Driver(run, session.publisher(), [LEADER], job["run_directory"], session=session, lease=lease).drive()
 
 
 def resume_dynamic(
@@ -235,8 +237,10 @@ class DynamicSession:
     def _write_pins(self) -> None:
         images = dict(self._pins.known)
         if self._pins_written and self._pins_written.get("images") != images:
-            self._pins_written["images"] = images
-            resuming.write_pins({"run_directory": self._job["run_directory"], "pins": self._pins_written})
+            pins = {**self._pins_written, "images": images}
+            # What could not be written is tried again with the next step.
+            if resuming.write_pins({"run_directory": self._job["run_directory"], "pins": pins}):
+                self._pins_written = pins
 
     def refuse_changed_permits(self, pins: Mapping[str, Any]) -> None:
         """Checks that steps may have what they might have when the run began: its containers can write ZenML's store.

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
@@ -34,6 +36,7 @@ from orchestrator.resuming import (
 
 if TYPE_CHECKING:
     from step_engine import DockerEngine
+    from step_engine.lease import Lease
     from zenml.config.base_settings import BaseSettings
     from zenml.config.step_run_info import StepRunInfo
     from zenml.metadata.metadata_types import MetadataType
@@ -172,8 +175,10 @@ class LocalDockerOrchestrator(IsolatedSteps):
         Raises:
             RuntimeError: There is no run to report to.
             RunOwnedError: The run has an owner that lives.
+            StepEngineError: The run began before, and containers of it cannot be removed.
         """
         from step_engine import DockerEngine
+        from step_engine.errors import StepEngineError
 
         from orchestrator.driving import owner_lock
         from orchestrator.dynamic_publishing import DynamicRunPublisher
@@ -182,18 +187,23 @@ class LocalDockerOrchestrator(IsolatedSteps):
         if placeholder_run is None:
             raise RuntimeError(_NO_SCHEDULES)
         stack.check_local_paths()
-        run_id = str(placeholder_run.orchestrator_run_id or placeholder_run.id)
+        run_id = own_run_id(placeholder_run)
         engine = DockerEngine()
         if placeholder_run.orchestrator_run_id is None:
             set_orchestrator_run_id(placeholder_run.id, run_id)
         else:
             # As its owner: nobody is to resume meanwhile what is being put away.
             with owner_lock(run_directory(run_id)):
-                set_aside(run_id)
                 # What a dead owner left running has nobody to ask, and two orchestrations of a run must not be.
                 engine.stop_run(run_id, force=True)
                 # Also what was kept: attempts are counted from 1 again, and one of then would be taken for one of now.
-                engine.remove_run(run_id)
+                if left := engine.remove_run(run_id):
+                    raise StepEngineError(
+                        f"These containers of run {run_id} cannot be removed, and it is not begun again beside them: "
+                        f"{', '.join(left)}. Remove them with `docker rm -f`, and try it again."
+                    )
+                # Only now: until then it is the journal that tells of them.
+                set_aside(run_id)
                 DynamicRunPublisher(placeholder_run.id, self.id).fail_unfinished()
         job = self._dynamic_job(engine, snapshot, placeholder_run, stack, environment=environment, run_id=run_id)
         return self._carry_out(engine, job, snapshot)
@@ -245,6 +255,7 @@ class LocalDockerOrchestrator(IsolatedSteps):
     ) -> SubmissionResult:
         """Drives a run to its end, or hands it to a process in the background."""
         from step_engine import DockerRun
+        from step_engine.errors import StepEngineError
 
         settings = cast(LocalDockerOrchestratorSettings, self.get_settings(snapshot))
         metadata: dict[str, Any] = {
@@ -272,7 +283,14 @@ class LocalDockerOrchestrator(IsolatedSteps):
             if "dynamic" in job:
                 from orchestrator.dynamic import drive_dynamic
 
-                drive_dynamic(run, engine, job)
+                try:
+                    drive_dynamic(run, engine, job)
+                except StepEngineError as error:
+                    if run.summary is None or not publisher.is_over_or_anothers():
+                        # ZenML writes down that it failed.
+                        raise
+                    # ZenML writes `failed` over the status of whoever goes on with the run if this is raised here.
+                    return SubmissionResult(metadata=metadata, wait_for_completion=partial(_raise, error))
             else:
                 Driver(run, publisher, list(snapshot.step_configurations), job["run_directory"]).drive()
         else:
@@ -438,6 +456,8 @@ class LocalDockerOrchestrator(IsolatedSteps):
 
     def _detach(self, job: dict[str, Any]) -> None:
         """Hands a run to a process in a session of its own. Secrets go through a pipe, never a file."""
+        from orchestrator.driving import take_order
+
         directory = Path(job["run_directory"])
         directory.mkdir(parents=True, exist_ok=True)
         directory.chmod(0o700)
@@ -445,19 +465,30 @@ class LocalDockerOrchestrator(IsolatedSteps):
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_parent, environment.get("PYTHONPATH")]))
         output_path = directory / "supervisor.log"
-        with os.fdopen(os.open(output_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "orchestrator.supervisor"],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=environment,
-            )
-        if process.stdin is None:
-            raise RuntimeError("The background process has no standard input.")
-        with process.stdin as pipe:
-            pipe.write(json.dumps(job).encode())
+        with ExitStack() as stack:
+            lease = _lease_to_hand_over(directory)
+            if lease is not None:
+                stack.callback(lease.release)
+                # From now on, an order is meant for the process in the background.
+                take_order(str(directory))
+                job = {**job, "lease_descriptor": lease.descriptor}
+            with os.fdopen(os.open(output_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as output:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "orchestrator.supervisor"],
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env=environment,
+                    pass_fds=() if lease is None else (lease.descriptor,),
+                )
+            if process.stdin is None:
+                raise RuntimeError("The background process has no standard input.")
+            with process.stdin as pipe:
+                pipe.write(json.dumps(job).encode())
+            if lease is not None:
+                stack.pop_all()
+                lease.hand_over()
         logger.info(
             "The run goes on in the background (process %d). Watch it: step-engine attach %s "
             "Stop it: zenml pipeline runs stop %s What the process says is in %s",
@@ -496,7 +527,7 @@ class LocalDockerOrchestrator(IsolatedSteps):
         from orchestrator.dynamic_publishing import DynamicRunPublisher
         from orchestrator.publishing import RunPublisher, newest_rows
 
-        run_id = str(run.orchestrator_run_id)
+        run_id = own_run_id(run)
         engine = DockerEngine()
         left = engine.stop_run(run_id, force=not graceful)
         if left:
@@ -530,10 +561,10 @@ class LocalDockerOrchestrator(IsolatedSteps):
 
         from orchestrator.publishing import newest_rows
 
-        run_id = run.orchestrator_run_id
         # Nothing runs of one that is paused, or about to go on after that, and that is as it should be.
-        if run_id is None or run.status.is_finished or run.status.value in ("paused", "resuming"):
+        if run.orchestrator_run_id is None or run.status.is_finished or run.status.value in ("paused", "resuming"):
             return None, None
+        run_id = own_run_id(run)
         steps = {row.name: row.status for row in newest_rows(run.id)}
         engine = DockerEngine()
         is_dynamic = run.snapshot is not None and run.snapshot.is_dynamic
@@ -563,6 +594,49 @@ class LocalDockerOrchestrator(IsolatedSteps):
         # A static run's status is computed: `stopping` gives `stopped` once no step is unfinished.
         status = ExecutionStatus.STOPPING if ended == ExecutionStatus.STOPPED and not is_dynamic else ended
         return status, (steps if include_steps else None)
+
+
+def _lease_to_hand_over(directory: Path) -> Lease | None:
+    """Takes a run for the process that will drive it, where a process can be given an open file.
+
+    So there is no moment in which nobody drives the run.
+    """
+    from step_engine.lease import Lease
+
+    if os.name != "posix":
+        return None
+    try:
+        return Lease.take(directory)
+    except OSError as error:
+        logger.debug("The run cannot be taken yet: %s", error)
+        return None
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def own_run_id(run: PipelineRunResponse) -> str:
+    """The orchestrator's id of a run, which names its folder and its containers.
+
+    Args:
+        run: The run as ZenML has it, where steps may have written.
+
+    Returns:
+        ZenML's id of the run, or of the run that it is part of.
+
+    Raises:
+        StepEngineError: ZenML has another one, which is that of something else.
+    """
+    from step_engine.errors import StepEngineError
+
+    run_id = str(run.root_run_id or run.id)
+    if run.orchestrator_run_id not in (None, run_id):
+        raise StepEngineError(
+            f"ZenML's store has run {run.id} under an orchestrator's id that is not its own, so nothing was done: "
+            "somebody has changed it there."
+        )
+    return run_id
 
 
 def run_directory(run_id: str) -> str:

@@ -2,7 +2,8 @@
 
 Steps of a dynamic pipeline are described by the pipeline's own process, in a container. What gives a container more
 than its image and its run have (mounts, privileges, networks, users, images) must therefore have been said before that
-process began: in the settings of the pipeline, of a step that its `depends_on` names, or of the stack component.
+process began: in the settings of the pipeline, of a step that its `depends_on` names, or of the stack component. What
+restricts all of these, such as `network: none` or `cap_drop`, restricts every step.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorSettings
 
 _SINGLE = ("network", "user", "platform", "shm_size", "pull_policy")
+_RESTRICTING = ("network", "user")
 _LISTS = ("volumes",)
 _MAPS = ("run_args", "extra_hosts")
 
@@ -69,6 +71,7 @@ class Permits:
             value = getattr(settings, field)
             if value is not None and not any(getattr(known, field) == value for known in self._settings):
                 self._refuse(step, field)
+        self._check_restrictions(step, settings)
         if not settings.enforce_limits and all(known.enforce_limits for known in self._settings):
             self._refuse(step, "enforce_limits")
         for field in _LISTS:
@@ -79,6 +82,21 @@ class Permits:
             for name, value in getattr(settings, field).items():
                 if not any(_has(getattr(known, field), name, value) for known in self._settings):
                     self._refuse(step, f"{field}.{ascii(name)[1:-1][:40]}")
+
+    def _check_restrictions(self, step: str, settings: LocalDockerOrchestratorSettings) -> None:
+        """What everything that was said has may restrict it."""
+        left_out = [
+            field
+            for field in _RESTRICTING
+            if getattr(settings, field) is None and all(getattr(known, field) is not None for known in self._settings)
+        ]
+        common = set.intersection(*(set(known.run_args) for known in self._settings))
+        left_out += [f"run_args.{name}" for name in sorted(common - set(settings.run_args))]
+        if left_out:
+            raise RefusedError(
+                f"step {step!a} leaves out `{left_out[0]}`, which the pipeline and its steps have. Give it to the step, "
+                "or list a step that does without it in the pipeline's `depends_on`."
+            )
 
     @staticmethod
     def _refuse(step: str, field: str) -> None:

@@ -196,6 +196,19 @@ class RunPublisher:
         """
         return self.run_status() in STOPPING_STATUSES
 
+    def is_over_or_anothers(self) -> bool:
+        """Whether there is nothing more to say about the run.
+
+        Returns:
+            True if ZenML calls it finished, or somebody goes on with it. False if ZenML cannot be asked.
+        """
+        try:
+            status = self.run_status()
+        except Exception as error:
+            logger.debug("ZenML could not be asked for the run's status: %s", error)
+            return False
+        return status.is_finished or status == ExecutionStatus.RESUMING
+
     def newest_row(self, step_name: str) -> StepRunResponse | None:
         """The row of a step's newest attempt.
 

@@ -58,14 +58,18 @@ def resume(directory: str) -> None:
     try:
         run = patiently(lambda: client.get_pipeline_run(run_id))
     except KeyError:
+        if "store_id" not in (read_pins(directory) or {}):
+            raise StepEngineError(
+                f"The ZenML store that is active has no run {run_id}, and {directory} does not say with which one it "
+                "began: connect to that one and resume it again, or let `step-engine gc` remove it when it is old."
+            ) from None
         _put_away(directory, run_id)
         raise StepEngineError(f"ZenML has no run {run_id} any more; its containers were removed.") from None
     # ZenML calls a run completed when the last step has reported, and failed with the first step that failed for good:
     # on this machine there may be more to do. What somebody has stopped stays so.
     goes_on = is_resumable(directory) and run.status != ExecutionStatus.STOPPED
     if run.status.is_finished and not goes_on:
-        if record["summary"] is None:
-            _put_away(directory, run_id)
+        _put_away(directory, run_id, is_over=record["summary"] is not None)
         raise StepEngineError(
             f"Run {run_id} has ended ({run.status.value}); `step-engine retry {run_id}` runs what did not complete."
         )
@@ -94,17 +98,22 @@ def resume(directory: str) -> None:
         raise
 
 
-def _put_away(directory: str, run_id: str) -> None:
-    """Removes the containers of a run that somebody else has ended, such as in ZenML's store."""
+def _put_away(directory: str, run_id: str, *, is_over: bool = False) -> None:
+    """Removes the containers of a run that somebody else has ended, such as in ZenML's store.
+
+    Of one whose journal is whole, those that its owner did not come to remove.
+    """
     from step_engine import DockerEngine
     from step_engine.lease import Lease
 
     lease = Lease.take(directory)
     try:
         engine = DockerEngine()
-        engine.stop_run(run_id, force=True)
+        if not is_over:
+            engine.stop_run(run_id, force=True)
         engine.clear_run(run_id)
-        give_up(directory)
+        if not is_over:
+            give_up(directory)
     finally:
         lease.release()
 
@@ -271,13 +280,16 @@ def _again(source: PipelineSnapshotResponse, stack_id: UUID, pipeline_id: UUID) 
     )
 
 
-def write_pins(job: dict[str, Any]) -> None:
+def write_pins(job: dict[str, Any]) -> bool:
     """Writes down what a run must have again if its owner dies and another one goes on. No secrets.
 
     These are the ids of its images, the user of its containers, and a digest of what they get.
 
     Args:
         job: The run, see `LocalDockerOrchestrator`.
+
+    Returns:
+        Whether it could be written.
     """
     path = Path(job["run_directory"]) / PINS
     new = path.with_suffix(".new")
@@ -291,6 +303,8 @@ def write_pins(job: dict[str, Any]) -> None:
     except OSError as error:
         # As with the journal: no reason not to run.
         logger.warning("%s cannot be written (%s): the run could not be resumed as it began.", path, error.strerror)
+        return False
+    return True
 
 
 def read_pins(directory: str) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ def main() -> int:
     """
     from step_engine import DockerEngine, DockerRun
     from step_engine.errors import RunOwnedError, StepEngineError
+    from step_engine.lease import Lease
 
     from orchestrator.driving import Driver
     from orchestrator.dynamic_publishing import DynamicRunPublisher
@@ -28,8 +29,10 @@ def main() -> int:
     job = json.load(sys.stdin)
     kind = DynamicRunPublisher if "dynamic" in job else RunPublisher
     publisher = kind(UUID(job["pipeline_run_id"]), UUID(job["component_id"]))
-    run = None
+    run = lease = None
     try:
+        if (descriptor := job.get("lease_descriptor")) is not None:
+            lease = Lease.inherit(descriptor, job["run_directory"])
         engine = DockerEngine()
         run = DockerRun(
             engine,
@@ -41,9 +44,10 @@ def main() -> int:
         if "dynamic" in job:
             from orchestrator.dynamic import drive_dynamic
 
-            drive_dynamic(run, engine, job)
+            drive_dynamic(run, engine, job, lease)
             return 0
-        Driver(run, publisher, [step["name"] for step in job["plan"]["steps"]], job["run_directory"]).drive()
+        names = [step["name"] for step in job["plan"]["steps"]]
+        Driver(run, publisher, names, job["run_directory"], lease=lease).drive()
     except RunOwnedError as error:
         # The run is the other process's to report.
         _say(error)

@@ -69,14 +69,36 @@ class Lease:
             if not _is_at(file, directory / FILE_NAME):
                 file.close()
                 return None
-            # A full disk takes no name; the lock holds without. Unbuffered: closing must not try again.
-            with contextlib.suppress(OSError):
-                os.ftruncate(file.fileno(), 0)
-                os.write(file.fileno(), json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+            _sign(file)
         except BaseException:
             file.close()
             raise
         return cls(file, directory / FILE_NAME)
+
+    @classmethod
+    def inherit(cls, descriptor: int, run_directory: str | os.PathLike[str]) -> Lease:
+        """Takes over the lease of the process that started this one, see `hand_over`.
+
+        Args:
+            descriptor: What `descriptor` was there.
+            run_directory: The run's directory.
+
+        Returns:
+            The lease, to be released.
+        """
+        os.set_inheritable(descriptor, False)
+        file = os.fdopen(descriptor, "a+")
+        _sign(file)
+        return cls(file, Path(run_directory) / FILE_NAME)
+
+    @property
+    def descriptor(self) -> int:
+        """Number of the open file that holds the lease; a process that is started with it holds the lease, too."""
+        return self._file.fileno()
+
+    def hand_over(self) -> None:
+        """Leaves the lease to a process that was started with its descriptor: it is held for as long as that lives."""
+        self._file.close()
 
     def beat(self) -> None:
         """Shows that the owner lives. A full disk does not matter."""
@@ -109,6 +131,22 @@ def owner_lives(run_directory: str | os.PathLike[str]) -> bool | None:
         # Shared, so that two who look do not take each other for an owner.
         locked = _try_lock(file, shared=True)
         return _beats(file) if locked is None else not locked
+
+
+def owner_of(run_directory: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Who drives a run, or did last.
+
+    Args:
+        run_directory: The run's directory.
+
+    Returns:
+        `pid` and `host` of the process; None when it left no name.
+    """
+    try:
+        with (Path(run_directory) / FILE_NAME).open("r") as file:
+            return _read(file)
+    except OSError:
+        return None
 
 
 def refuse_living(run_directory: str | os.PathLike[str]) -> None:
@@ -152,6 +190,14 @@ def _is_taken(file: IO[str]) -> bool:
         ours = {"pid": os.getpid(), "host": socket.gethostname()}
         return held_by is not None and held_by != ours and _beats(file)
     return not locked
+
+
+def _sign(file: IO[str]) -> None:
+    """Says who has the lease. A full disk takes no name; the lock holds without."""
+    with contextlib.suppress(OSError):
+        # Unbuffered: closing must not try again.
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
 
 
 def _is_at(file: IO[str], path: Path) -> bool:

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use self::launch::Launched;
 use self::signals::Signals;
 use super::container::{Container, Found, RunIdentity};
-use super::engine::{Engine, patiently};
+use super::engine::{Engine, Outage, patiently};
 use super::error::{self, DockerError};
 use super::files::Archives;
 use super::frames::Done;
@@ -29,6 +29,7 @@ use super::image::Images;
 use super::log::{Log, Plain};
 use super::pool::Pool;
 use super::spec::{ContainerSpec, KeepContainers};
+use super::sweep;
 use crate::event::{AttemptDetails, Outcome};
 use crate::runner::{AttemptControl, AttemptSink, AttemptSpec, StopForce};
 
@@ -77,6 +78,10 @@ enum Exit {
 
 /// Runs an attempt. Returns its outcome, and the name of a container that could not be removed.
 pub(super) async fn run(attempt: &Attempt, mut control: AttemptControl) -> (Outcome, Option<String>) {
+    if let Err(outcome) = until_alone(attempt, &mut control).await {
+        attempt.sink.settled(&outcome);
+        return (outcome, None);
+    }
     match warm::begin(attempt, &mut control).await {
         warm::Beginning::Begun(serving) => return warm::run(attempt, serving, control).await,
         warm::Beginning::Over(outcome) => {
@@ -100,6 +105,42 @@ pub(super) async fn run(attempt: &Attempt, mut control: AttemptControl) -> (Outc
     control.recorded().await;
     let left = dispose(attempt, &container, &outcome).await;
     (outcome, left)
+}
+
+/// Waits until no container of an earlier attempt of the step runs. One may: an attempt counts as lost when the engine was
+/// away for too long, whatever its container does. A shared worker is not found by its step, and is not waited for.
+async fn until_alone(attempt: &Attempt, control: &mut AttemptControl) -> Result<(), Outcome> {
+    if attempt.spec.attempt <= 1 {
+        return Ok(());
+    }
+    let begin = Instant::now();
+    let mut outage = Outage::new();
+    loop {
+        let looked = async {
+            // One that is to be kept ends by itself, when its step is over.
+            let force = begin.elapsed() > EXIT_PATIENCE;
+            let left = sweep::end_earlier(&attempt.engine, &attempt.run.run_id, &attempt.spec, force).await;
+            let reason = match left {
+                Ok(left) if left.is_empty() => return Some(Ok(())),
+                Ok(left) => format!("{} does not end", left.join(", ")),
+                Err(error) => error.to_string(),
+            };
+            if outage.is_too_long() {
+                let reason = format!("an earlier attempt of the step may still run: {reason}");
+                return Some(Err(Outcome::LaunchFailed { reason }));
+            }
+            outage.pause().await;
+            None
+        };
+        let looked = tokio::select! {
+            biased;
+            () = control.stop_requested(StopForce::Graceful) => return Err(Outcome::Stopped),
+            looked = looked => looked,
+        };
+        if let Some(ended) = looked {
+            return ended;
+        }
+    }
 }
 
 /// From the start to the end of the process and of its log.

@@ -25,6 +25,9 @@ use crate::runner::LeftAttempt;
 /// A worker without an owner has so long to go by itself: one that warms up looks every second.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// After SIGKILL one has so long to end; whoever resumes the run is not to wait for ever.
+const KILL_PATIENCE: Duration = Duration::from_secs(30);
+
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// A container of an attempt that a former owner launched.
@@ -196,7 +199,8 @@ fn id_of(status: &ContainerStatus, begun: &Begun) -> (String, u32) {
 }
 
 /// Waits until a worker has ended, or runs a step that is wanted: the copy that tells is a little later than the worker, and
-/// the end of another step may not be in it yet. One that takes too long is killed. An error when the engine says neither.
+/// the end of another step may not be in it yet. One that takes too long is killed. An error when the engine says neither, or
+/// when it does not end even then.
 async fn settled(
     engine: &Engine,
     status: ContainerStatus,
@@ -239,6 +243,9 @@ async fn settled(
                 }
                 deadline = now + LEAVE_PATIENCE;
             }
+        }
+        if now >= deadline + KILL_PATIENCE {
+            return Err(DockerError::unkillable(&container.name));
         }
         if now >= deadline {
             // It reads no go that was not written; its end makes sure that it does not read one that was.

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::container::{self, Place, label};
 use super::engine::Engine;
 use super::error::DockerError;
-use crate::runner::StopForce;
+use crate::runner::{AttemptSpec, StopForce};
 
 /// Waiting time after SIGKILL until a container counts as left running.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
@@ -178,6 +178,32 @@ pub(super) async fn remove_of(engine: &Engine, place: Place<'_>, warm: bool) -> 
         container::remove(engine, &found.id, &found.name).await?;
     }
     Ok(())
+}
+
+/// Removes what may still run, or start, of earlier attempts of a step; what is to be kept is killed, and with `force` only.
+/// Returns the names of those that were there and are to be looked at again.
+pub(super) async fn end_earlier(
+    engine: &Engine,
+    run_id: &str,
+    spec: &AttemptSpec,
+    force: bool,
+) -> Result<Vec<String>, DockerError> {
+    let labels = vec![format!("{}={run_id}", label::RUN), format!("{}={}", label::STEP, spec.name)];
+    let mut found = find(engine, labels).await?;
+    found.retain(|one| (1..spec.attempt).contains(&one.attempt) && (one.running || one.created));
+    let ended = join_all(found.iter().map(|one| async {
+        if one.created || !one.kept {
+            return container::remove(engine, &one.id, &one.name).await;
+        }
+        if force {
+            let options = KillContainerOptionsBuilder::new().signal("SIGKILL").build();
+            // One that has ended meanwhile is not running at the next look.
+            drop(engine.docker.kill_container(&one.id, Some(options)).await);
+        }
+        Ok(())
+    }));
+    ended.await.into_iter().collect::<Result<(), _>>()?;
+    Ok(found.into_iter().filter(|one| one.running && one.kept).map(|one| one.name).collect())
 }
 
 async fn find(engine: &Engine, labels: Vec<String>) -> Result<Vec<ContainerStatus>, DockerError> {

@@ -441,6 +441,23 @@ def test_anything_else_is_refused_by_name(asked: LocalDockerOrchestratorSettings
     assert "hunter2" not in str(refusal.value)
 
 
+RESTRICTED = [
+    settings(network="none", user="1000", run_args={"cap_drop": ["ALL"], "read_only": True}),
+    settings(network="backend", user="1000", run_args={"cap_drop": ["ALL"]}),
+]
+
+
+@pytest.mark.parametrize(
+    ("left_out", "field"), [({"network"}, "network"), ({"user"}, "user"), ({"run_args"}, "run_args.cap_drop")]
+)
+def test_what_restricts_everything_restricts_every_step(left_out: set[str], field: str) -> None:
+    permits = Permits(RESTRICTED, ["image:1"])
+    asked = {"network": "none", "user": "1000", "run_args": {"cap_drop": ["ALL"]}}
+    permits.check("train", settings(**asked), "image:1")
+    with pytest.raises(RefusedError, match=f"step 'train' leaves out `{field}`"):
+        permits.check("train", settings(**{name: asked[name] for name in asked.keys() - left_out}), "image:1")
+
+
 def docker(**values: Any) -> SimpleNamespace:
     return SimpleNamespace(**{"skip_build": False, "parent_image": None, **values})
 

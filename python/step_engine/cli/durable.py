@@ -14,12 +14,15 @@ from pathlib import Path
 
 from step_engine.cli.runs import LOOK_SECONDS, RESUME_HINT, Run, add_config_path, all_runs, find, print_table, root
 from step_engine.errors import RunOwnedError, StepEngineError
-from step_engine.lease import owner_lives, refuse_living
+from step_engine.lease import owner_lives, owner_of, refuse_living
 
 _SHOWN_BYTES = 2000
 """So much of the output that running steps have written by now is shown at first."""
 
 _DAY_SECONDS = 86400.0
+
+_BEGINNING_SECONDS = 600.0
+"""A process in the background that has not written its first line after so long never will."""
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -270,12 +273,17 @@ def _stop_through_owner(directory: Path, options: argparse.Namespace) -> int:
         except OSError as error:
             raise StepEngineError(f"The owner of run {directory.name} cannot be asked: {error}.") from error
 
-    give("kill" if options.force else "stop")
+    order, asked = ("kill" if options.force else "stop"), owner_of(directory)
+    give(order)
     kill_at = math.inf if options.force or options.grace_seconds is None else time.monotonic() + options.grace_seconds
     while owner_lives(directory):
         if time.monotonic() > kill_at:
-            give("kill")
-            kill_at = math.inf
+            order, kill_at = "kill", math.inf
+            give(order)
+        if (owner := owner_of(directory)) != asked:
+            # Somebody goes on with the run, and takes no order that was meant for another.
+            asked = owner
+            give(order)
         time.sleep(LOOK_SECONDS)
     ended = Run.read(directory)
     if ended is None:
@@ -318,12 +326,19 @@ def gc(options: argparse.Namespace) -> int:
     readable = {run.directory: run for run in all_runs(options)}
     place = root(options)
     for directory in sorted(place.iterdir()) if place.is_dir() else ():
-        if not directory.is_dir() or owner_lives(directory):
+        if not directory.is_dir() or (lives := owner_lives(directory)):
             continue
         run = readable.get(directory)
         status = run.status if run else "unknown"
-        is_old = time.time() - _touched(directory) > options.older_than * _DAY_SECONDS
-        if not is_old and status not in ("completed", "failed", "stopped"):
+        age = time.time() - _touched(directory)
+        is_without_journal = not _has_journal(directory)
+        if is_without_journal and age < _BEGINNING_SECONDS:
+            # Handed to a process in the background, which begins in a moment.
+            continue
+        is_old = age > options.older_than * _DAY_SECONDS
+        # Nobody can go on with what has no journal, once it is certain that nobody does already.
+        is_over = status in ("completed", "failed", "stopped") or (is_without_journal and lives is False)
+        if not is_old and not is_over:
             if status == "abandoned":
                 rows.append([directory.name, status, "kept", "kept: it can be resumed"])
             continue
@@ -352,6 +367,15 @@ def gc(options: argparse.Namespace) -> int:
         print_table(rows)
     print("Nothing was removed: this was a dry run." if options.dry_run else "Done.", file=sys.stderr)
     return int(failed)
+
+
+def _has_journal(directory: Path) -> bool:
+    try:
+        return (directory / "journal.jsonl").stat().st_size > 0
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
 
 
 def _touched(directory: Path) -> float:

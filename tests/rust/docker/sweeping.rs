@@ -9,6 +9,7 @@ use step_engine::plan::Demand;
 use step_engine::runner::{Executor as _, StopForce};
 
 use super::fixture::{Fixture, Running};
+use super::outage::{Line, socket};
 
 #[tokio::test]
 async fn a_run_is_stopped_gracefully_or_at_once_from_outside() {
@@ -76,6 +77,45 @@ async fn an_abandoned_attempt_is_named_and_can_be_removed() {
     running.abandon();
     assert_eq!(executor.close().await, [name]);
     assert!(sweep::remove(&fixture.engine, &fixture.run_id).await.unwrap().is_empty());
+    fixture.leaves_nothing().await;
+}
+
+/// An attempt that counts as lost may run on: the next one does not begin beside it.
+#[tokio::test]
+async fn an_attempt_waits_until_earlier_ones_of_its_step_are_over() {
+    let Some(fixture) = Fixture::new("alone").await else { return };
+    for (round, keep) in ["never", "failed"].into_iter().enumerate() {
+        let executor = fixture.executor(fixture.container(&["stubborn"], json!({"keep_containers": keep})));
+        let first = 10 * u32::try_from(round).unwrap() + 1;
+        let lost = Running::launch(executor.clone(), "step", first, Demand::default());
+        lost.memory.until_ready().await;
+        lost.abandon();
+        let next = Running::launch(executor, "step", first + 1, Demand::default());
+        next.memory.until_ready().await;
+        let listed = sweep::list(&fixture.engine, &fixture.run_id).await.unwrap();
+        let left: Vec<_> = listed.iter().map(|one| (one.attempt, one.running, one.exit_code)).collect();
+        let killed = (keep == "failed").then_some((first, false, Some(137)));
+        assert_eq!(left, killed.into_iter().chain([(first + 1, true, None)]).collect::<Vec<_>>());
+        next.stop(StopForce::Kill);
+        assert_eq!(next.end().await.0, Outcome::Stopped);
+    }
+    assert!(sweep::clear(&fixture.engine, &fixture.run_id).await.unwrap().is_empty());
+    assert!(sweep::remove(&fixture.engine, &fixture.run_id).await.unwrap().is_empty());
+    fixture.leaves_nothing().await;
+}
+
+#[tokio::test]
+async fn an_attempt_does_not_begin_while_nobody_knows_whether_earlier_ones_run() {
+    let Some(fixture) = Fixture::new("unknown-earlier").await else { return };
+    let Some(path) = socket(&fixture) else { return };
+    let (line, engine) = Line::refusing(&path, "unknown-earlier", Some("/containers/json")).await;
+    let executor =
+        fixture.executor_on(engine, [("step".to_owned(), fixture.container(&["graceful"], json!({})))], None);
+    let running = Running::launch(executor, "step", 2, Demand::default());
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    running.stop(StopForce::Graceful);
+    assert_eq!(running.end().await.0, Outcome::Stopped);
+    assert_eq!(line.asked("/containers/create"), 0);
     fixture.leaves_nothing().await;
 }
 
