@@ -94,8 +94,8 @@ class Permits:
         left_out += [f"run_args.{name}" for name in sorted(common - set(settings.run_args))]
         if left_out:
             raise RefusedError(
-                f"step {step!a} leaves out `{left_out[0]}`, which the pipeline and its steps have. Give it to the step, "
-                "or list a step that does without it in the pipeline's `depends_on`."
+                f"step {step!a} leaves out `{left_out[0]}`, which the pipeline and its steps have. Give it to the "
+                "step, or list a step that does without it in the pipeline's `depends_on`."
             )
 
     @staticmethod
