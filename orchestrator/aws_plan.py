@@ -161,7 +161,8 @@ def overlay(
         "ephemeral_storage_gib": settings.ephemeral_storage,
         # The container's program is in no image: it stands here, and the step's command in the override follows it.
         "entry_point": ["python", "-c", inspect.getsource(begin)],
-        "stop_timeout_seconds": None if settings.stop_grace_seconds is None else round(settings.stop_grace_seconds),
+        "stop_timeout_seconds": _stop_timeout(settings),
+        "compatibility": _compatibility(settings),
         "log_configuration" if config.log_group else "default_log_configuration": logs,
         "tags": {**settings.tags, "step-engine": "task-definition"},
     }
@@ -173,6 +174,19 @@ def overlay(
         # ZenML's program for isolated steps has no handler for SIGTERM.
         described["init_process"] = True
     return {name: value for name, value in described.items() if value is not None}
+
+
+def _stop_timeout(settings: StepFunctionsOrchestratorSettings) -> int | None:
+    if settings.stop_grace_seconds is None:
+        return None
+    # Fargate takes 2 to 120 seconds (API reference, `ContainerDefinition`).
+    return max(round(settings.stop_grace_seconds), 2 if uses_fargate(settings) else 0)
+
+
+def _compatibility(settings: StepFunctionsOrchestratorSettings) -> str:
+    if uses_fargate(settings):
+        return "FARGATE"
+    return settings.launch_type if settings.launch_type and not settings.capacity_provider_strategy else "EC2"
 
 
 def command(step_name: str) -> list[str | dict[str, str]]:

@@ -175,6 +175,15 @@ def launch(
         The run's metadata, and how to watch it.
     """
     config, run_id = orchestrator.config, str(run.id)
+    is_watched = settings_of(orchestrator, snapshot).synchronous
+
+    def tidy() -> None:
+        if deployment.created:
+            collect(session, config, aws_plan.pipeline_name(snapshot.pipeline_configuration.name))
+
+    if not is_watched:
+        # Not after the start: a Ctrl-C there would make ZenML believe that nothing runs.
+        tidy()
     # Of the execution: a run that is gone on with has another one, whose secret must outlive this one's end.
     secret = aws_secrets.run_secret_name(config.secrets_prefix, name)
     location = _keep_secret(config, session, secret, deployment)
@@ -183,7 +192,9 @@ def launch(
         if run.orchestrator_run_id is None:
             set_orchestrator_run_id(run.id, orchestrator_run_id)
         arn = session.start(deployment.machine_arn, name=name, input=execution_input(location))
-    except BaseException:
+    except BaseException as error:
+        if _is_unanswered(error):
+            _stop_unanswered(session, deployment.machine_arn, name)
         forget_secret(config, session, secret)
         raise
     metadata: dict[str, Any] = orchestrator.run_metadata(orchestrator_run_id, arn)
@@ -194,13 +205,8 @@ def launch(
     url = str(metadata["orchestrator_url"])
     logger.info("The execution: %s", url)
 
-    def tidy() -> None:
-        if deployment.created:
-            collect(session, config, aws_plan.pipeline_name(snapshot.pipeline_configuration.name))
-
-    if not settings_of(orchestrator, snapshot).synchronous:
+    if not is_watched:
         logger.info("Its status: zenml pipeline runs refresh %s", run_id)
-        tidy()
         return SubmissionResult(metadata=metadata)
 
     def clean_up() -> None:
@@ -242,6 +248,27 @@ def _keep_secret(
             kms_key=config.kms_key,
         )
     return aws_secrets.secret_location(config.secrets_backend, name, deployment.run_secrets)
+
+
+def _is_unanswered(error: BaseException) -> bool:
+    """Whether nobody knows what AWS made of the request: it did not answer, or nobody waited for that."""
+    from step_engine.errors import AwsError
+
+    if isinstance(error, AwsError):
+        return error.code in ("NoAnswer", "Timeout")
+    return not isinstance(error, Exception)
+
+
+def _stop_unanswered(session: AwsSession, machine_arn: str, name: str) -> None:
+    """Stops an execution that may have been started, for a run that ZenML will call failed."""
+    from step_engine.errors import AwsError
+
+    arn = f"{machine_arn.replace(':stateMachine:', ':execution:')}:{name}"
+    try:
+        session.stop(arn, cause="Nobody knew whether it had been started.", grace_seconds=0.0)
+    except AwsError as error:
+        if error.code != "ExecutionDoesNotExist":
+            logger.warning("Whether an execution was started is not known; look for %s: %s", arn, error)
 
 
 def forget_secret(config: StepFunctionsOrchestratorConfig, session: AwsSession, name: str) -> None:
@@ -302,7 +329,9 @@ def make_schedule(
             description=f"ZenML schedule {schedule.name}"[:512],
             **arguments,
         )
-    except BaseException:
+    except BaseException as error:
+        if _is_unanswered(error):
+            _remove_unanswered(session, name, config.schedule_group)
         forget_secret(config, session, secret)
         raise
     if schedule.catchup:
@@ -314,19 +343,35 @@ def make_schedule(
     return SubmissionResult(metadata=metadata)
 
 
-def _scheduled(schedule: ScheduleResponse) -> tuple[str, str | None]:
-    """Name and group of a schedule in EventBridge."""
+def _remove_unanswered(session: AwsSession, name: str, group: str | None) -> None:
+    """Removes a schedule that may have been made, of which ZenML will know nothing."""
+    from step_engine.errors import AwsError
+
+    try:
+        session.delete_schedule(name, group=group)
+    except AwsError as error:
+        logger.warning("Whether a schedule was made is not known; look for %s in EventBridge: %s", name, error)
+
+
+def _scheduled(config: StepFunctionsOrchestratorConfig, schedule: ScheduleResponse) -> tuple[str, str | None]:
+    """Name and group of a schedule in EventBridge. ZenML may not have been told: then those that it would be given."""
     name = schedule.run_metadata.get(METADATA_SCHEDULE)
-    if not name:
+    if name:
+        group = schedule.run_metadata.get(METADATA_SCHEDULE_GROUP)
+        return str(name), str(group) if group else None
+    if schedule.pipeline_id is None:
         raise RuntimeError(f"ZenML does not know which schedule of EventBridge `{schedule.name}` is.")
-    group = schedule.run_metadata.get(METADATA_SCHEDULE_GROUP)
-    return str(name), str(group) if group else None
+    pipeline = Client().get_pipeline(schedule.pipeline_id, hydrate=False).name
+    return aws_schedule.schedule_name(aws_plan.pipeline_name(pipeline), schedule.id), config.schedule_group
 
 
-def change_schedule(session: AwsSession, schedule: ScheduleResponse, update: ScheduleUpdate) -> None:
+def change_schedule(
+    config: StepFunctionsOrchestratorConfig, session: AwsSession, schedule: ScheduleResponse, update: ScheduleUpdate
+) -> None:
     """Changes when a schedule acts, or whether it does.
 
     Args:
+        config: The component's config.
         session: The session.
         schedule: The schedule.
         update: What is to change.
@@ -335,7 +380,7 @@ def change_schedule(session: AwsSession, schedule: ScheduleResponse, update: Sch
         RuntimeError: EventBridge has no such schedule.
         ValueError: EventBridge cannot express the new cron expression.
     """
-    name, group = _scheduled(schedule)
+    name, group = _scheduled(config, schedule)
     missing = RuntimeError(f"EventBridge Scheduler has no schedule `{name}` any more; delete this one.")
     if update.cron_expression is not None:
         expression = aws_schedule.cron_expression(update.cron_expression)
@@ -346,7 +391,7 @@ def change_schedule(session: AwsSession, schedule: ScheduleResponse, update: Sch
         found["expression"] = expression
         if update.active is not None:
             found["enabled"] = update.active
-        session.put_schedule(**found)
+        session.put_schedule(**found, create=False)
     elif update.active is not None and not session.set_schedule_enabled(name, update.active, group=group):
         raise missing
 
@@ -359,7 +404,7 @@ def remove_schedule(config: StepFunctionsOrchestratorConfig, session: AwsSession
         session: The session.
         schedule: The schedule.
     """
-    name, group = _scheduled(schedule)
+    name, group = _scheduled(config, schedule)
     if not session.delete_schedule(name, group=group):
         logger.warning("EventBridge Scheduler has no schedule `%s` any more.", name)
     forget_secret(config, session, aws_secrets.run_secret_name(config.secrets_prefix, str(schedule.id), schedule=True))

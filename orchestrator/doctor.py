@@ -25,6 +25,7 @@ def target_of(stack_name: str) -> tuple[Target, dict[str, Any] | None, str | Non
     from zenml.client import Client
     from zenml.stack import Stack
 
+    from orchestrator.container.isolated import uses_fargate
     from orchestrator.my_aws_orchestrator import StepFunctionsOrchestrator
 
     try:
@@ -58,6 +59,6 @@ def target_of(stack_name: str) -> tuple[Target, dict[str, Any] | None, str | Non
         signals_prefix=config.signals_prefix,
         assign_public_ip=config.assign_public_ip,
         container_name=config.container_name,
-        fargate=config.launch_type in (None, "FARGATE"),
+        fargate=uses_fargate(config),
     )
     return target, orchestrator._credentials(), config.aws_profile

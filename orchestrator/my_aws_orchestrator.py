@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from zenml.constants import METADATA_ORCHESTRATOR_RUN_ID, METADATA_ORCHESTRATOR_URL
@@ -248,24 +249,25 @@ class StepFunctionsOrchestrator(ContainerizedOrchestrator):
         Raises:
             PipelineSubmissionError: A schedule could not be made; ZenML removes its row.
         """
-        from step_engine.errors import StepEngineError
         from zenml.orchestrators.exceptions import PipelineSubmissionError
 
         from orchestrator import aws_submission
 
-        session = self._session()
-
-        def prepared() -> Deployment:
+        def prepared(session: AwsSession) -> Deployment:
             return aws_submission.prepare(self, session, snapshot, stack, step_environments)
 
         if snapshot.schedule:
             try:
-                return aws_submission.make_schedule(self, session, snapshot, prepared)
-            except (StepEngineError, ValueError) as error:
-                raise PipelineSubmissionError(f"The schedule was not made: {error}") from error
+                session = self._session()
+                return aws_submission.make_schedule(self, session, snapshot, partial(prepared, session))
+            except (Exception, KeyboardInterrupt) as error:
+                # For any other error ZenML keeps a schedule that never acts.
+                why = "it was interrupted" if isinstance(error, KeyboardInterrupt) else error
+                raise PipelineSubmissionError(f"The schedule was not made: {why}") from error
         if placeholder_run is None:
             raise RuntimeError("There is neither a run nor a schedule to report to.")
-        return aws_submission.start(self, session, snapshot, prepared(), placeholder_run)
+        session = self._session()
+        return aws_submission.start(self, session, snapshot, prepared(session), placeholder_run)
 
     def submit_dynamic_pipeline(
         self,
@@ -371,7 +373,7 @@ class StepFunctionsOrchestrator(ContainerizedOrchestrator):
         """
         from orchestrator import aws_submission
 
-        aws_submission.change_schedule(self._session(), schedule, update)
+        aws_submission.change_schedule(self.config, self._session(), schedule, update)
 
     def delete_schedule(self, schedule: ScheduleResponse) -> None:
         """Deletes a schedule, and the secret of its runs. Executions that run go on.

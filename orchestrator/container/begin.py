@@ -5,6 +5,7 @@ of plain Python that imports nothing but the standard library, and `boto3` where
 
 `ZENML_STEP_ENGINE_SECRET` says where the secret is: empty (there is none), `secretsmanager:<name>`, `ssm:<name>`, or
 `plain:<the secret itself>`. The secret is a JSON object of environment variables.
+`ZENML_STEP_ENGINE_EXECUTION` is the ARN of the execution, which tells the region.
 `ZENML_STEP_ENGINE_PACKAGE` holds the modules that ZenML imports in the container, see `orchestrator.aws_package`.
 """
 
@@ -16,6 +17,7 @@ import tempfile
 import zlib
 
 SECRET = "ZENML_STEP_ENGINE_SECRET"  # noqa: S105
+EXECUTION = "ZENML_STEP_ENGINE_EXECUTION"
 PACKAGE = "ZENML_STEP_ENGINE_PACKAGE"
 
 
@@ -55,8 +57,17 @@ def read(backend, name):  # noqa: ANN001, ANN201
     return client.get_secret_value(SecretId=name)["SecretString"]
 
 
+def name_region():  # noqa: ANN201
+    """Says in which region this is, where nobody has: Fargate does, most agents on instances do not."""
+    region = os.environ.get("AWS_REGION") or (os.environ.get(EXECUTION, "").split(":") + [""] * 4)[3]
+    if region and not os.environ.get("AWS_DEFAULT_REGION"):
+        os.environ["AWS_DEFAULT_REGION"] = region
+        os.environ.setdefault("AWS_REGION", region)
+
+
 def main():  # noqa: ANN201
     """Takes the place of this process, so that signals reach the step and not a parent of it."""
+    name_region()
     package = os.environ.pop(PACKAGE, "")
     if package:
         unpack(package)

@@ -441,7 +441,7 @@ def _is_passing(error: Exception) -> bool:
     if told.get("Code") not in ("InvalidParameterException", "ClientException"):
         return False
     words = str(told.get("Message", "")).lower()
-    return any(mark in words for mark in ("rate exceeded", "throttl", "too many concurrent"))
+    return any(mark in words for mark in ("rate exceeded", "request limit exceeded", "throttl", "too many concurrent"))
 
 
 def status_of(task: Mapping[str, Any], container: str) -> tuple[str, str | None]:

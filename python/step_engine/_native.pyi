@@ -626,6 +626,7 @@ class AwsSession:
         flexible_minutes: int | None = None,
         description: str = "",
         delete_after_completion: bool = False,
+        create: bool = True,
     ) -> dict[str, Any]:
         """Creates a schedule that starts executions, or replaces the one of this name.
 
@@ -644,6 +645,7 @@ class AwsSession:
             flexible_minutes: Starts may be delayed by so many minutes.
             description: For people.
             delete_after_completion: Whether it is deleted after its last start.
+            create: Whether there need not be one yet. If there must, a start that is over is left out.
 
         Returns:
             `arn`, `created`.

@@ -28,6 +28,9 @@ pub struct Overlay {
     pub secrets: BTreeMap<String, String>,
     /// GPUs of the container.
     pub gpus: Option<u32>,
+    /// Where it is to run: `FARGATE`, `EC2` or `EXTERNAL`. A template that names other places as well, or only those, is checked by
+    /// their rules: by Fargate's it may have no GPU, and only some sizes.
+    pub compatibility: Option<String>,
     /// Role of the step.
     pub task_role_arn: Option<String>,
     /// Role of the agent that pulls the image and reads secrets.
@@ -102,6 +105,8 @@ const OUTPUT_ONLY: [&str; 8] = [
     "registeredBy",
     "deregisteredAt",
 ];
+/// Service quotas of ECS: a task definition has at most 64 KiB.
+const BYTES: usize = 65_536;
 const HASH_CHARACTERS: usize = 16;
 const FAMILY_CHARACTERS: usize = 255;
 
@@ -126,6 +131,13 @@ pub fn derive(described: &Value, overlay: &Overlay) -> Result<Derived, PlanError
     set("executionRoleArn", overlay.execution_role_arn.clone().map(Value::from));
     set("ephemeralStorage", overlay.ephemeral_storage_gib.map(|size| json!({"sizeInGiB": size})));
 
+    if let Some(place) = &overlay.compatibility
+        && let Some(places) = request.get_mut("requiresCompatibilities").and_then(Value::as_array_mut)
+        && !places.is_empty()
+    {
+        *places = vec![place.clone().into()];
+    }
+
     let network_mode = text(&request, "networkMode").unwrap_or_default().to_owned();
     let containers = request.get_mut("containerDefinitions").and_then(Value::as_array_mut);
     let containers = containers.ok_or_else(|| wrong("container_name", "the template has no containers".into()))?;
@@ -145,6 +157,14 @@ pub fn derive(described: &Value, overlay: &Overlay) -> Result<Derived, PlanError
     request["family"] = family.clone().into();
     let tags = tags(&described["tags"], &template_family, overlay);
     request["tags"] = tags.into_iter().map(|(key, value)| json!({"key": key, "value": value})).collect();
+    let bytes = request.to_string().len();
+    if bytes > BYTES {
+        let message = format!(
+            "the task definition has {bytes} bytes and ECS takes {BYTES}; shorten the environment, or let the step read large \
+             values from the artifact store or a secret"
+        );
+        return Err(wrong("environment", message));
+    }
     Ok(Derived { family, request, container_name, log, network_mode })
 }
 
@@ -318,6 +338,30 @@ mod tests {
             "environment": {"A": "2", "NOW_PLAIN": "3"}, "secrets": {"TOKEN": "arn:t"}, "tags": {"team": "data"}
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn a_template_is_checked_by_the_rules_of_the_place_where_it_runs() {
+        let places = |template: &Value, place: &str| {
+            let overlay = Overlay { compatibility: Some(place.into()), ..overlay() };
+            derive(template, &overlay).unwrap().request.get("requiresCompatibilities").cloned()
+        };
+        let mut both = template();
+        assert_eq!(places(&both, "EC2"), None, "a template that asks for no check gets none");
+        for listed in [json!(["FARGATE"]), json!(["EC2", "FARGATE"])] {
+            both["taskDefinition"]["requiresCompatibilities"] = listed;
+            assert_eq!(places(&both, "EC2"), Some(json!(["EC2"])));
+            assert_eq!(places(&both, "FARGATE"), Some(json!(["FARGATE"])));
+        }
+    }
+
+    #[test]
+    fn what_is_too_large_for_ecs_is_refused_before_it_is_asked() {
+        let mut large = overlay();
+        large.environment.insert("LARGE".into(), "x".repeat(BYTES));
+        let error = derive(&template(), &large).unwrap_err();
+        assert_eq!(error.field, "overlay.environment");
+        assert!(error.message.contains("ECS takes 65536; shorten the environment"), "{}", error.message);
     }
 
     #[test]

@@ -106,7 +106,8 @@ impl AwsError {
 
     /// Whether another client did the same at this moment, or throttling that hides behind a code for wrong requests.
     pub(super) fn is_race(&self) -> bool {
-        let hidden = ["Too many concurrent attempts", "Rate exceeded", "(ErrorCode: Throttling)"];
+        let hidden =
+            ["Too many concurrent attempts", "Rate exceeded", "(ErrorCode: Throttling)", "Request limit exceeded"];
         matches!(self.code.as_str(), "ClientException" | "InvalidParameterException" | "AmazonECSException")
             && hidden.iter().any(|text| self.message.contains(text))
     }
@@ -180,6 +181,10 @@ mod tests {
         let error = |code: &str, message: &str| AwsError::new("X", "", code, message);
         assert!(error("ClientException", "Too many concurrent attempts to create a new revision.").is_transient());
         assert!(error("InvalidParameterException", "… Rate exceeded (ErrorCode: Throttling)").is_transient());
+        // https://github.com/dask/dask-cloudprovider/issues/56
+        let burst =
+            "Error retrieving security group information: Request limit exceeded. (ErrorCode: RequestLimitExceeded)";
+        assert!(error("InvalidParameterException", burst).is_transient());
         assert!(error(TIMEOUT, "").is_transient());
         assert!(!error("ClientException", "No Fargate configuration exists for given values.").is_transient());
         assert!(!error("AccessDeniedException", "Rate exceeded").is_transient());

@@ -79,7 +79,8 @@ impl Session {
             Err(error) => error,
         };
         // The answer to an earlier try may have been lost, and the execution be over by now.
-        if refused.is("ExecutionAlreadyExists")
+        let may_have_started = refused.is("ExecutionAlreadyExists") || refused.is_transient();
+        if may_have_started
             && let Some(arn) = execution_arn(machine_arn, name)
             && let Ok(found) = self.describe_execution(&arn).await
             && found.input.as_ref() == Some(input)

@@ -1,7 +1,7 @@
 //! Schedules of EventBridge Scheduler that start executions.
 
 use aws_sdk_scheduler::types::{
-    ActionAfterCompletion as After, FlexibleTimeWindow, FlexibleTimeWindowMode, ScheduleState, Target,
+    ActionAfterCompletion as After, FlexibleTimeWindow, FlexibleTimeWindowMode, RetryPolicy, ScheduleState, Target,
 };
 use aws_smithy_types::DateTime;
 use aws_smithy_types::error::operation::BuildError;
@@ -10,6 +10,9 @@ use serde_json::Value;
 
 use super::error::AwsError;
 use super::session::Session;
+
+/// A start that is refused is tried again for so long.
+const START_AGE_SECONDS: i32 = 900;
 
 /// A schedule.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -50,6 +53,24 @@ impl Session {
     /// # Errors
     /// [`AwsError`]: it was refused.
     pub async fn put_schedule(&self, schedule: &Schedule) -> Result<(String, bool), AwsError> {
+        self.write_schedule(schedule, true).await
+    }
+
+    /// Replaces a schedule that exists; one that somebody has just deleted is not made again.
+    ///
+    /// # Errors
+    /// [`AwsError`]: it was refused.
+    pub async fn change_schedule(&self, schedule: &Schedule) -> Result<String, AwsError> {
+        // A start that is over means nothing, and may be refused.
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let now = now.map_or(0.0, |since| since.as_secs_f64());
+        let start = schedule.start_at_unix_seconds.filter(|start| *start > now);
+        let (arn, _) =
+            self.write_schedule(&Schedule { start_at_unix_seconds: start, ..schedule.clone() }, false).await?;
+        Ok(arn)
+    }
+
+    async fn write_schedule(&self, schedule: &Schedule, may_create: bool) -> Result<(String, bool), AwsError> {
         let subject = format!("schedule `{}`", schedule.name);
         let (target, window) = parts(schedule)
             .map_err(|error| AwsError::new("CreateSchedule", &subject, "Incomplete", error.to_string()))?;
@@ -74,12 +95,14 @@ impl Session {
                     .flexible_time_window(window.clone())
             };
         }
-        let create = || given!(self.scheduler().create_schedule()).send();
-        match self.call("CreateSchedule", &subject, create).await {
-            Ok(created) => return Ok((created.schedule_arn, true)),
-            // It exists. An earlier try whose answer was lost would look the same, and the update is the same, too.
-            Err(error) if error.is("ConflictException") => {}
-            Err(error) => return Err(error),
+        if may_create {
+            let create = || given!(self.scheduler().create_schedule()).send();
+            match self.call("CreateSchedule", &subject, create).await {
+                Ok(created) => return Ok((created.schedule_arn, true)),
+                // It exists. An earlier try whose answer was lost would look the same, and the update is the same, too.
+                Err(error) if error.is("ConflictException") => {}
+                Err(error) => return Err(error),
+            }
         }
         let update = || given!(self.scheduler().update_schedule()).send();
         let updated = self.call("UpdateSchedule", &subject, update).await?;
@@ -126,7 +149,7 @@ impl Session {
     pub async fn set_schedule_enabled(&self, name: &str, group: Option<&str>, enabled: bool) -> Result<bool, AwsError> {
         let Some(schedule) = self.get_schedule(name, group).await? else { return Ok(false) };
         if schedule.enabled != enabled {
-            self.put_schedule(&Schedule { enabled, ..schedule }).await?;
+            self.change_schedule(&Schedule { enabled, ..schedule }).await?;
         }
         Ok(true)
     }
@@ -165,6 +188,8 @@ fn parts(schedule: &Schedule) -> Result<(Target, FlexibleTimeWindow), BuildError
         .arn(&schedule.state_machine_arn)
         .role_arn(&schedule.role_arn)
         .input(schedule.input.to_string())
+        // The default is a day: what was mended or paused meanwhile would start all the runs of that day at once.
+        .retry_policy(RetryPolicy::builder().maximum_event_age_in_seconds(START_AGE_SECONDS).build())
         .build()?;
     let mode = if schedule.flexible_minutes.is_some() {
         FlexibleTimeWindowMode::Flexible

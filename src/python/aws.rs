@@ -269,7 +269,8 @@ impl AwsSession {
 
     #[pyo3(signature = (
         name, *, expression, state_machine_arn, role_arn, input, group=None, timezone=None, start_at_unix_seconds=None,
-        end_at_unix_seconds=None, enabled=true, flexible_minutes=None, description="", delete_after_completion=false
+        end_at_unix_seconds=None, enabled=true, flexible_minutes=None, description="",
+        delete_after_completion=false, create=true
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of Python")]
     fn put_schedule<'py>(
@@ -288,6 +289,7 @@ impl AwsSession {
         flexible_minutes: Option<u16>,
         description: &str,
         delete_after_completion: bool,
+        create: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
         let schedule = Schedule {
             name,
@@ -306,7 +308,12 @@ impl AwsSession {
             arn: String::new(),
         };
         let session = self.session.clone();
-        let put = async move { session.put_schedule(&schedule).await };
+        let put = async move {
+            match create {
+                true => session.put_schedule(&schedule).await,
+                false => session.change_schedule(&schedule).await.map(|arn| (arn, false)),
+            }
+        };
         let (arn, created) = self.wait(py, put)?;
         Ok(pythonize(py, &json!({"arn": arn, "created": created}))?)
     }

@@ -109,14 +109,33 @@ def test_a_lost_answer_starts_nothing_twice(core: Core, bench: Bench) -> None:
     assert caught.value.code == "ExecutionAlreadyExists"
 
 
+def test_an_execution_whose_start_was_never_answered_is_found(core: Core, bench: Bench) -> None:
+    machine = core.deploy(machines(core, seconds=5))["arn"]
+    bench.lose_reply("states:StartExecution", times=100)
+    name = f"unanswered-{uuid.uuid4().hex[:8]}"
+    arn = core.aws.start(machine, name=name, input={"x": 1})
+    assert arn.endswith(f":{name}")
+    listed = bench.client("stepfunctions").list_executions(stateMachineArn=machine)["executions"]
+    assert [each["executionArn"] for each in listed] == [arn]
+
+
 def test_lost_answers_of_creations_create_nothing_twice(core: Core, bench: Bench) -> None:
     for action in ("ecs:RegisterTaskDefinition", "states:CreateStateMachine", "scheduler:CreateSchedule"):
         bench.lose_reply(action)
     made = core.definition(environment={"L": uuid.uuid4().hex})
-    assert made["arn"].endswith((":1", ":2"))
-    deployed = core.deploy(machines(core, task_definition=made["arn"]))
-    assert core.deploy(machines(core, task_definition=made["arn"]))["arn"] != deployed["arn"]
-    schedule(core, f"lost-{uuid.uuid4().hex[:8]}", deployed["arn"])
+    assert made["arn"].endswith(":1")
+    compiled = machines(core, task_definition=made["arn"])
+    deployed = core.deploy(compiled)
+    assert core.deploy(compiled)["arn"] == deployed["arn"]
+    listed = bench.client("stepfunctions").list_state_machines()["stateMachines"]
+    assert [each["stateMachineArn"] for each in listed].count(deployed["arn"]) == 1
+    name = deployed["arn"].rpartition(":")[2]
+    assert [each["name"] for each in listed if each["name"].rpartition("-")[0] == name.rpartition("-")[0]] == [name]
+    scheduled = f"lost-{uuid.uuid4().hex[:8]}"
+    schedule(core, scheduled, deployed["arn"])
+    assert [each["Name"] for each in bench.client("scheduler").list_schedules(NamePrefix=scheduled)["Schedules"]] == [
+        scheduled
+    ]
 
 
 DENIED: dict[str, Callable[[Core, list[dict[str, Any]], str], Any]] = {
@@ -251,9 +270,24 @@ def test_a_schedule_is_created_changed_paused_and_deleted(core: Core) -> None:
     assert core.aws.set_schedule_enabled(name, False) is True
     paused = core.aws.get_schedule(name)
     assert paused == read | {"enabled": False}
+    given = {key: value for key, value in paused.items() if key != "arn"}
     assert core.aws.delete_schedule(name) is True
     assert core.aws.delete_schedule(name) is False
+    with pytest.raises(AwsError) as caught:
+        core.aws.put_schedule(**given, create=False)
+    assert caught.value.code == "ResourceNotFoundException"
+    assert core.aws.get_schedule(name) is None, "a change makes nothing anew"
     assert core.aws.set_schedule_enabled(name, True) is False
+
+
+def test_a_start_that_is_over_is_not_sent_again(core: Core) -> None:
+    """AWS refuses one that is in the past, and the schedule could not be paused any more."""
+    name, start = f"s-{uuid.uuid4().hex[:8]}", time.time() + 1
+    schedule(core, name, core.deploy(machines(core))["arn"], start_at_unix_seconds=start)
+    time.sleep(1.5)
+    assert core.aws.set_schedule_enabled(name, False) is True
+    read = core.aws.get_schedule(name)
+    assert read is not None and (read["enabled"], read["start_at_unix_seconds"]) == (False, None)
 
 
 def test_only_what_nothing_uses_is_collected(core: Core, bench: Bench) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from step_engine.errors import AwsError
 from test_aws_plan import config, snapshot
+from zenml.orchestrators.exceptions import PipelineSubmissionError
 
 from orchestrator import aws_deployment, aws_submission
+from orchestrator.my_aws_orchestrator import StepFunctionsOrchestrator
 from orchestrator.my_aws_orchestrator_flavor import StepFunctionsOrchestratorSettings
 
 TOKEN = "the-runs-token"
@@ -28,6 +32,8 @@ class Session:
         self.machines: list[dict[str, Any]] = []
         self.started: list[tuple[str, str, dict[str, Any]]] = []
         self.scheduled: list[dict[str, Any]] = []
+        self.stopped: list[str] = []
+        self.unscheduled: list[tuple[str, str | None]] = []
 
     def ensure_task_definition(self, _template: str, overlay: dict[str, Any]) -> dict[str, Any]:
         self.overlays.append(overlay)
@@ -60,6 +66,14 @@ class Session:
             raise self.refused["put_schedule"]
         self.scheduled.append({"name": name, **arguments})
         return {"arn": "arn:schedule", "created": True}
+
+    def stop(self, arn: str, **_: Any) -> dict[str, Any]:
+        self.stopped.append(arn)
+        return {}
+
+    def delete_schedule(self, name: str, *, group: str | None = None) -> bool:
+        self.unscheduled.append((name, group))
+        return True
 
     def collect_machines(self, *_: Any, **__: Any) -> list[str]:
         return []
@@ -171,6 +185,33 @@ def test_a_start_that_is_refused_leaves_no_secret(rows: list[Any]) -> None:
     assert session.deleted == ["zenml-step-engine/runs/run"]
 
 
+@pytest.mark.parametrize("error", [AwsError("", "StartExecution", "NoAnswer"), KeyboardInterrupt()])
+def test_an_execution_that_may_have_been_started_is_stopped(rows: list[Any], error: BaseException) -> None:
+    """ZenML calls the run failed, and its token is gone."""
+    session = Session(start=error)
+    deployment = dataclasses.replace(deploy(session), machine_arn="arn:aws:states:r:1:stateMachine:m")
+    run: Any = SimpleNamespace(id="run", orchestrator_run_id=None)
+    with pytest.raises(type(error)):
+        aws_submission.start(orchestrator(), session, snapshot(load=[]), deployment, run)  # pyright: ignore
+    assert session.stopped == ["arn:aws:states:r:1:execution:m:run"]
+    assert session.deleted == ["zenml-step-engine/runs/run"]
+    refused = Session(start=AwsError("", "StartExecution", "AccessDeniedException"))
+    with pytest.raises(AwsError):
+        aws_submission.start(orchestrator(), refused, snapshot(load=[]), deployment, run)  # pyright: ignore
+    assert refused.stopped == []
+
+
+def test_nothing_stands_between_a_start_that_nobody_watches_and_its_report(
+    rows: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is old is collected before; a Ctrl-C after the start would make ZenML call the run failed."""
+    session, order = Session(), []
+    monkeypatch.setattr(aws_submission, "collect", lambda *_: order.append(len(session.started)))
+    run: Any = SimpleNamespace(id="run", orchestrator_run_id=None)
+    aws_submission.start(orchestrator(), session, snapshot(load=[]), deploy(session), run)  # pyright: ignore
+    assert (order, len(session.started)) == ([0], 1)
+
+
 def scheduled(**fields: Any) -> Any:
     shot = snapshot(load=[])
     names = ("cron_expression", "interval_second", "run_once_start_time", "start_time", "end_time")
@@ -213,3 +254,42 @@ def test_a_schedule_that_cannot_be_makes_nothing() -> None:
             lambda: deploy(refused),  # pyright: ignore
         )
     assert refused.deleted == ["zenml-step-engine/schedules/s"]
+    assert refused.unscheduled == []
+    unanswered = Session(put_schedule=AwsError("", "CreateSchedule", "Timeout"))
+    with pytest.raises(AwsError):
+        aws_submission.make_schedule(
+            orchestrator(schedule_group="ml"),
+            unanswered,
+            scheduled(cron_expression="0 8 * * *"),
+            lambda: deploy(unanswered),  # pyright: ignore
+        )
+    ((name, group),) = unanswered.unscheduled
+    assert (name.endswith("-s"), group) == (True, "ml")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no credentials"), KeyboardInterrupt()])
+def test_zenml_keeps_no_schedule_that_was_not_made(error: BaseException) -> None:
+    def session() -> None:
+        raise error
+
+    component: Any = SimpleNamespace(_session=session)
+    with pytest.raises(
+        PipelineSubmissionError, match=r"The schedule was not made: (no credentials|it was interrupted)"
+    ):
+        StepFunctionsOrchestrator.submit_pipeline(
+            component,
+            scheduled(cron_expression="0 8 * * *"),
+            SimpleNamespace(),
+            {},
+            {},  # pyright: ignore
+        )
+
+
+def test_a_schedule_of_which_zenml_was_not_told_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipelines = SimpleNamespace(get_pipeline=lambda _id, hydrate: SimpleNamespace(name="my pipeline"))
+    monkeypatch.setattr(aws_submission, "Client", lambda: pipelines)
+    session = Session()
+    schedule: Any = SimpleNamespace(id="s", name="mornings", pipeline_id="p", run_metadata={})
+    aws_submission.remove_schedule(config(schedule_group="ml"), session, schedule)  # pyright: ignore
+    assert session.unscheduled == [("my-pipeline-s", "ml")]
+    assert session.deleted == ["zenml-step-engine/schedules/s"]

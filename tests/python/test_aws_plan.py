@@ -208,6 +208,53 @@ def test_the_tasks_program_says_what_is_missing(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, {"AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-1"}),
+        ({"AWS_REGION": "us-east-2"}, {"AWS_REGION": "us-east-2", "AWS_DEFAULT_REGION": "us-east-2"}),
+        ({"AWS_DEFAULT_REGION": "us-east-2"}, {"AWS_REGION": None, "AWS_DEFAULT_REGION": "us-east-2"}),
+        ({"ZENML_STEP_ENGINE_EXECUTION": ""}, {"AWS_REGION": None, "AWS_DEFAULT_REGION": None}),
+    ],
+)
+def test_a_task_on_an_instance_learns_its_region(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], told: dict[str, str | None]
+) -> None:
+    assert begin.EXECUTION == names.ENV_EXECUTION
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        # What the test sets is taken back.
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    arn = "arn:aws:states:eu-west-1:1:execution:m:r"
+    for name, value in {names.ENV_EXECUTION: arn, **given}.items():
+        monkeypatch.setenv(name, value)
+    begin.name_region()
+    assert {name: os.environ.get(name) for name in told} == told
+
+
+@pytest.mark.parametrize(
+    ("settings", "stop_timeout", "place"),
+    [
+        ({"stop_grace_seconds": 0}, 2, "FARGATE"),
+        ({"stop_grace_seconds": 0, "launch_type": "EC2"}, 0, "EC2"),
+        ({"stop_grace_seconds": 30.4, "launch_type": "EXTERNAL"}, 30, "EXTERNAL"),
+        ({"capacity_provider_strategy": [{"name": "FARGATE_SPOT"}]}, None, "FARGATE"),
+        ({"capacity_provider_strategy": [{"name": "mine"}], "launch_type": "FARGATE"}, None, "EC2"),
+    ],
+)
+def test_a_definition_fits_the_place_where_it_runs(
+    settings: dict[str, Any], stop_timeout: int | None, place: str
+) -> None:
+    described = overlay(settings=StepFunctionsOrchestratorSettings(**settings))
+    assert (described.get("stop_timeout_seconds"), described["compatibility"]) == (stop_timeout, place)
+
+
+def test_doctor_knows_where_steps_log_that_nobody_told() -> None:
+    from step_engine.doctor.target import DEFAULT_LOG_GROUP
+
+    assert aws_plan.DEFAULT_LOG_GROUP == DEFAULT_LOG_GROUP
+
+
 def test_the_program_fits_into_a_task_definition() -> None:
     assert len(Path(begin.__file__).read_text()) < 4096
 
@@ -304,7 +351,7 @@ def test_the_machine_depends_on_nothing_that_a_run_brings() -> None:
     assert first["name"] == "my-pipeline"
 
 
-def test_spot_with_a_fallback_takes_the_place_of_the_launch_type() -> None:
+def test_capacity_providers_take_the_place_of_the_launch_type() -> None:
     strategy = [CapacityProvider(name="FARGATE_SPOT", weight=4), CapacityProvider(name="FARGATE")]
     settings = StepFunctionsOrchestratorSettings(capacity_provider_strategy=strategy, assign_public_ip=True)
     parameters = machine(settings)["States"]["load"]["Parameters"]

@@ -17,8 +17,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from step_engine.errors import PlanError, RunOwnedError, StepEngineError
+from step_engine.errors import PlanError, RunOwnedError, StepEngineError, StepFailedError
 from step_engine.lease import Lease
+from zenml.enums import ExecutionStatus
 from zenml.exceptions import IllegalOperationError
 
 import orchestrator.control as host
@@ -27,7 +28,7 @@ from orchestrator.control import ControlServer, RefusedError, secret_digest
 from orchestrator.dynamic import DynamicSession, in_flight
 from orchestrator.dynamic_publishing import DynamicRunPublisher
 from orchestrator.isolated_steps import IsolatedSteps
-from orchestrator.my_docker_orchestrator import LocalDockerOrchestrator
+from orchestrator.my_docker_orchestrator import LocalDockerOrchestrator, own_run_id
 from orchestrator.my_docker_orchestrator_flavor import LocalDockerOrchestratorSettings
 from orchestrator.permits import Permits, digest_by_step, image_of, permitted_images, plan_name
 from orchestrator.plan import LEADER
@@ -358,12 +359,97 @@ def test_whoever_puts_a_run_away_is_its_only_owner(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("step_engine.DockerEngine", lambda: SimpleNamespace(stop_run=pytest.fail))
     (tmp_path / "journal.jsonl").write_text("what another one left")
     lease = Lease.take(tmp_path)
-    run = SimpleNamespace(id=uuid4(), orchestrator_run_id="r")
+    run_id = uuid4()
+    run = SimpleNamespace(id=run_id, orchestrator_run_id=str(run_id), root_run_id=None)
     stack = SimpleNamespace(check_local_paths=lambda: None)
     with pytest.raises(RunOwnedError):
         LocalDockerOrchestrator.submit_dynamic_pipeline(None, None, stack, {}, run)  # pyright: ignore[reportArgumentType]
     lease.release()
     assert (tmp_path / "journal.jsonl").read_text() == "what another one left"
+
+
+def test_a_run_is_not_begun_again_beside_what_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.my_docker_orchestrator.run_directory", lambda _run_id: str(tmp_path))
+    engine = SimpleNamespace(stop_run=lambda *_, **__: ["busy"], remove_run=lambda _run_id: ["busy"])
+    monkeypatch.setattr("step_engine.DockerEngine", lambda: engine)
+    (tmp_path / "journal.jsonl").write_text("what tells of it")
+    run_id = uuid4()
+    run = SimpleNamespace(id=run_id, orchestrator_run_id=str(run_id), root_run_id=None)
+    stack = SimpleNamespace(check_local_paths=lambda: None)
+    with pytest.raises(StepEngineError, match="not begun again beside them: busy"):
+        LocalDockerOrchestrator.submit_dynamic_pipeline(None, None, stack, {}, run)  # pyright: ignore[reportArgumentType]
+    assert (tmp_path / "journal.jsonl").read_text() == "what tells of it"
+
+
+@pytest.mark.parametrize("foreign", ["/home/user", "../..", str(uuid4())])
+def test_an_id_that_is_not_the_runs_own_names_no_folder_and_no_container(
+    monkeypatch: pytest.MonkeyPatch, foreign: str
+) -> None:
+    """Steps can write it into ZenML's store."""
+    monkeypatch.setattr("step_engine.DockerEngine", lambda: SimpleNamespace(stop_run=pytest.fail))
+    run: Any = SimpleNamespace(
+        id=uuid4(), orchestrator_run_id=foreign, root_run_id=None, status=ExecutionStatus.RUNNING
+    )
+    stack: Any = SimpleNamespace(check_local_paths=lambda: None)
+    none: Any = None
+    for call in (
+        lambda: LocalDockerOrchestrator.submit_dynamic_pipeline(none, none, stack, {}, run),
+        lambda: LocalDockerOrchestrator._stop_run(none, run),
+        lambda: LocalDockerOrchestrator.fetch_status(none, run),
+    ):
+        with pytest.raises(StepEngineError, match="under an orchestrator's id that is not its own"):
+            call()
+    root = uuid4()
+    assert own_run_id(SimpleNamespace(id=uuid4(), orchestrator_run_id=str(root), root_run_id=root)) == str(root)  # pyright: ignore
+
+
+@pytest.mark.parametrize("anothers", [True, False])
+def test_a_run_that_somebody_goes_on_with_is_not_called_failed(monkeypatch: pytest.MonkeyPatch, anothers: bool) -> None:
+    """ZenML does so when a submission raises, and not when the waiting for the run's end does."""
+
+    def fails(*_: object) -> None:
+        raise StepFailedError("it failed here")
+
+    monkeypatch.setattr("step_engine.DockerRun", lambda *_, **__: SimpleNamespace(warnings=[], summary={}))
+    publisher = SimpleNamespace(publish_run_metadata=lambda _: None, is_over_or_anothers=lambda: anothers)
+    monkeypatch.setattr("orchestrator.publishing.RunPublisher", lambda *_: publisher)
+    monkeypatch.setattr("orchestrator.dynamic.drive_dynamic", fails)
+    component: Any = SimpleNamespace(get_settings=lambda _: settings(synchronous=True), id=uuid4(), name="docker")
+    plan: dict[str, Any] = {"run_id": "r"}
+    job = {"plan": plan, "containers": {}, "run_directory": "/r", "pipeline_run_id": str(uuid4()), "dynamic": {}}
+    none: Any = None
+    if anothers:
+        result = LocalDockerOrchestrator._carry_out(component, none, job, none)
+        assert result.wait_for_completion is not None
+        with pytest.raises(StepFailedError):
+            result.wait_for_completion()
+    else:
+        with pytest.raises(StepFailedError):
+            LocalDockerOrchestrator._carry_out(component, none, job, none)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [("failed", True), ("stopped", True), ("resuming", True), ("running", False), ("paused", False)],
+)
+def test_whether_there_is_more_to_say_of_a_run(monkeypatch: pytest.MonkeyPatch, status: str, said: bool) -> None:
+    monkeypatch.setattr(RunPublisher, "run_status", lambda _self: ExecutionStatus(status))
+    assert RunPublisher(uuid4(), uuid4()).is_over_or_anothers() is said
+
+
+def test_pins_that_could_not_be_written_are_written_with_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as on a full disk: the next owner must know the secret of an orchestration that this one started."""
+    written, room = [], [False, True]
+    monkeypatch.setattr("orchestrator.resuming.write_pins", lambda job: written.append(job["pins"]) or room.pop(0))
+    session: Any = object.__new__(DynamicSession)
+    session._pins = SimpleNamespace(known={"image:1": "sha256:1"})
+    session._pins_written = {"permits": "p"}
+    session._job = {"run_directory": "/nowhere"}
+    for _ in range(3):
+        session._write_pins()
+    assert written == [{"permits": "p", "images": {"image:1": "sha256:1"}}] * 2
 
 
 def test_the_stop_of_a_child_run_touches_nothing_of_its_root(monkeypatch: pytest.MonkeyPatch) -> None:

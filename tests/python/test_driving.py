@@ -7,6 +7,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -249,6 +250,37 @@ def test_an_order_counts_from_the_moment_the_owner_is_one(tmp_path: Path) -> Non
     with pytest.raises(RunInterruptedError):
         driver.drive()
     assert run.reasons == ["interrupt"]
+
+
+def test_an_order_of_the_time_before_the_first_moment_counts(tmp_path: Path) -> None:
+    """Whoever was handed the run has it from before its own beginning."""
+    held = lease.Lease.take(tmp_path)
+    orders.give(tmp_path, "stop")
+    run, store = Run(), Store()
+    with pytest.raises(RunInterruptedError):
+        driving.Driver(run, store, ["a"], str(tmp_path), lease=held).drive()  # pyright: ignore[reportArgumentType]
+    assert run.reasons == ["interrupt"]
+    assert lease.owner_lives(tmp_path) is False
+
+
+def test_a_store_that_never_answers_is_not_waited_for_once_somebody_has_had_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driving, "_ABANDON_SECONDS", 0.1)
+    run, store = Run(), Store()
+    run.summary, run.finished = SUMMARY, True
+    never = threading.Event()
+
+    def finish(_status: str, _reason: str | None) -> None:
+        orders.give(tmp_path, "kill")
+        never.wait(60)
+
+    monkeypatch.setattr(store, "finish", finish)
+    begun = time.monotonic()
+    with pytest.raises(RunInterruptedError):
+        driving.Driver(run, store, ["a"], str(tmp_path)).drive()  # pyright: ignore[reportArgumentType]
+    assert time.monotonic() - begun < 30
+    never.set()
 
 
 @pytest.mark.parametrize(("order", "reasons"), [("stop", ["interrupt"]), ("kill", ["interrupt", "kill"])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import IO
 
 import pytest
 from step_engine import DockerEngine, DockerRun, cli, lease, orders, read_run
+from step_engine.cli import durable
 from step_engine.cli.runs import Run
 from step_engine.errors import RunOwnedError, StepEngineError
 
@@ -180,6 +182,51 @@ def test_a_run_without_a_journal_is_stopped_through_its_owner(
     owning.join()
     assert ordered == [1]
     assert "there is no journal of the run" in capsys.readouterr().err
+
+
+def test_a_stop_is_asked_of_whoever_goes_on_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who resumes a run takes no order that was meant for its former owner."""
+    given: list[str] = []
+    owners = iter([{"pid": 1}, {"pid": 1}, {"pid": 2}, {"pid": 2}])
+    lives = iter([True, True, True, False])
+    monkeypatch.setattr(durable, "owner_of", lambda _directory: next(owners))
+    monkeypatch.setattr(durable, "owner_lives", lambda _directory: next(lives))
+    monkeypatch.setattr(orders, "give", lambda _directory, order: given.append(order))
+    options = argparse.Namespace(force=False, grace_seconds=None)
+    durable._stop_through_owner(tmp_path, options)
+    assert given == ["stop", "stop"]
+
+
+def test_a_lease_is_handed_to_a_process_without_a_moment_between(tmp_path: Path, until) -> None:
+    held = lease.Lease.take(tmp_path)
+    code = "import sys, time\nfrom step_engine.lease import Lease\n"
+    code += "held = Lease.inherit(int(sys.argv[1]), sys.argv[2])\ntime.sleep(60)"
+    command = [sys.executable, "-c", code, str(held.descriptor), str(tmp_path)]
+    heir = subprocess.Popen(command, pass_fds=[held.descriptor])
+    held.hand_over()
+    try:
+        assert lease.owner_lives(tmp_path) is True
+        with pytest.raises(RunOwnedError):
+            lease.Lease.take(tmp_path)
+        until(lambda: (lease.owner_of(tmp_path) or {}).get("pid") == heir.pid, "the heir to give its name")
+    finally:
+        heir.kill()
+        heir.wait()
+    assert lease.owner_lives(tmp_path) is False
+
+
+def test_gc_takes_what_a_dead_owner_without_a_journal_left(kept: Kept, image: str) -> None:
+    """Such as after a full disk. One that has just begun has none either."""
+    lease.Lease.take(kept.directory).release()
+    label = f"step-engine.run={kept.run_id}"
+    subprocess.run(["docker", "run", "-d", "--label", label, image, "sleep", "300"], check=True, capture_output=True)
+    assert kept.command("gc", "--older-than", "0") == 0
+    assert kept.directory.exists()
+    assert len(DockerEngine().containers(kept.run_id)) == 1
+    for path in (*kept.directory.iterdir(), kept.directory):
+        os.utime(path, (time.time() - 3600, time.time() - 3600))
+    assert kept.command("gc") == 0
+    assert DockerEngine().containers(kept.run_id) == []
 
 
 def test_a_run_whose_journal_vanishes_goes_on_while_its_owner_lives(tmp_path: Path) -> None:

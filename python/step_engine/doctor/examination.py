@@ -9,7 +9,7 @@ from typing import Any
 
 from step_engine.doctor import network, permissions, statements
 from step_engine.doctor.account import Account, RefusedError
-from step_engine.doctor.target import Finding, Target
+from step_engine.doctor.target import DEFAULT_LOG_GROUP, Finding, Target
 
 FARGATE_VCPUS = "L-3032A538"
 """Code of the quota of vCPUs that on-demand Fargate tasks may have at a time."""
@@ -183,26 +183,37 @@ class Examination:
             return [Finding("missing", f"There is no ECR repository {target.repository}.", fix)]
         return [Finding("ok", f"The ECR repository {target.repository} is there.")]
 
-    def _log_options(self) -> dict[str, str]:
+    def _log_configuration(self) -> dict[str, Any]:
+        """That of the template's container that runs the step."""
+        wanted = self._target.container_name
         for container in self._template.get("containerDefinitions", []):
-            configuration = container.get("logConfiguration") or {}
-            if configuration.get("logDriver") == "awslogs":
-                return configuration.get("options") or {}
+            if container["name"] == wanted if wanted else container.get("essential", True):
+                return container.get("logConfiguration") or {}
         return {}
 
     @property
     def _log_group(self) -> str | None:
-        return self._target.log_group or self._log_options().get("awslogs-group")
+        if self._target.log_group:
+            return self._target.log_group
+        configuration = self._log_configuration()
+        if not configuration:
+            return DEFAULT_LOG_GROUP
+        is_cloudwatch = configuration.get("logDriver") == "awslogs"
+        return (configuration.get("options") or {}).get("awslogs-group") if is_cloudwatch else None
+
+    @property
+    def _makes_log_group(self) -> bool:
+        """Whether the first task is to make it: the stack's own is not made."""
+        configuration = self._log_configuration()
+        asked = (configuration.get("options") or {}).get("awslogs-create-group") == "true"
+        return not self._target.log_group and (asked or not configuration)
 
     def _logs(self) -> list[Finding]:
         group = self._log_group
         if group is None:
-            return [
-                Finding(
-                    "ok", "The orchestrator makes a log group: neither the stack nor the task definition names one."
-                )
-            ]
-        if self._log_options().get("awslogs-create-group") == "true":
+            driver = self._log_configuration().get("logDriver")
+            return [Finding("unknown", f"Steps log with {driver}, not into CloudWatch: nobody can follow them here.")]
+        if self._makes_log_group:
             return [Finding("ok", f"The log group {group} is made by the first task.")]
         found = self._account.call("logs", "describe_log_groups", logGroupNamePrefix=group)["logGroups"]
         if any(each["logGroupName"] == group for each in found):
@@ -249,7 +260,7 @@ class Examination:
                 target.execution_role,
                 "The execution role",
                 statements.TASKS,
-                statements.of_execution_role(target, self._log_group),
+                statements.of_execution_role(target, self._log_group, makes_group=self._makes_log_group),
             ),
             (machines, "The state machines' role", statements.STATES, statements.of_state_machine_role(target, tasks)),
             (scheduler, "The scheduler's role", statements.SCHEDULER, statements.of_scheduler_role(target)),

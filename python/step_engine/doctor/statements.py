@@ -21,12 +21,13 @@ def passing(service: str) -> dict[str, Any]:
     return {"StringEquals": {"iam:PassedToService": service}}
 
 
-def of_execution_role(target: Target, log_group: str | None) -> list[Statement]:
+def of_execution_role(target: Target, log_group: str | None, *, makes_group: bool = False) -> list[Statement]:
     """Says what ECS does with the execution role.
 
     Args:
         target: The stack.
         log_group: Log group of the steps, if there is one.
+        makes_group: Whether the first task is to make it.
 
     Returns:
         Statements.
@@ -43,6 +44,9 @@ def of_execution_role(target: Target, log_group: str | None) -> list[Statement]:
         stream = group.removesuffix("*") + "log-stream:example"
         write = ("logs:CreateLogStream", "logs:PutLogEvents")
         statements.append(Statement("WriteLogs", write, (group,), probes=(stream,)))
+        if makes_group:
+            itself = group.removesuffix(":*")
+            statements.append(Statement("MakeLogGroup", ("logs:CreateLogGroup",), (itself, group), probes=(itself,)))
     return [*statements, *_reading(target, "ReadEnvironment", "GetParameters", "environment")]
 
 

@@ -9,6 +9,10 @@ from typing import Any, Literal
 Status = Literal["ok", "missing", "optional", "unknown"]
 
 
+DEFAULT_LOG_GROUP = "/zenml/step-engine"
+"""Log group for a task definition that says nothing of logs; the first task makes it."""
+
+
 @dataclass(frozen=True)
 class Target:
     """What a stack uses in an account.

@@ -161,10 +161,11 @@ class TaskContainer:
     def _environment(self) -> dict[str, str]:
         region = self.task.region_name
         base = f"{SETTINGS.endpoint}/bench/tasks/{self.task.id}"
+        # On instances most agents give neither (https://github.com/aws/amazon-ecs-agent/issues/3106).
+        fargate = {"AWS_REGION": region, "AWS_DEFAULT_REGION": region, "AWS_EXECUTION_ENV": "AWS_ECS_FARGATE"}
+        ec2 = {"AWS_EXECUTION_ENV": "AWS_ECS_EC2"}
         environment = {
-            "AWS_REGION": region,
-            "AWS_DEFAULT_REGION": region,
-            "AWS_EXECUTION_ENV": "AWS_ECS_FARGATE",
+            **(ec2 if self.task.launch_type in ("EC2", "EXTERNAL") else fargate),
             "AWS_ENDPOINT_URL": SETTINGS.endpoint,
             "ECS_CONTAINER_METADATA_URI_V4": f"{base}/metadata",
         }
