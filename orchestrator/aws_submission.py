@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, cast
 
+from zenml.client import Client
 from zenml.logger import get_logger
 from zenml.orchestrators import SubmissionResult
 
