@@ -1,5 +1,7 @@
 //! Schedules of EventBridge Scheduler that start executions.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use aws_sdk_scheduler::types::{
     ActionAfterCompletion as After, FlexibleTimeWindow, FlexibleTimeWindowMode, RetryPolicy, ScheduleState, Target,
 };
@@ -62,8 +64,8 @@ impl Session {
     /// [`AwsError`]: it was refused.
     pub async fn change_schedule(&self, schedule: &Schedule) -> Result<String, AwsError> {
         // A start that is over means nothing, and may be refused.
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let now = now.map_or(0.0, |since| since.as_secs_f64());
+        #[expect(clippy::disallowed_methods, reason = "starts are moments of the calendar")]
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let start = schedule.start_at_unix_seconds.filter(|start| *start > now);
         let (arn, _) =
             self.write_schedule(&Schedule { start_at_unix_seconds: start, ..schedule.clone() }, false).await?;
