@@ -25,18 +25,20 @@ run: check setup base-image ## Set everything up and run the tutorial's pipeline
 
 test: check setup base-image test-rust test-python test-aws ## Set everything up and run every test
 
-# The second run leaves out what it could only repeat: these modules know no features.
+# The second run leaves out what it could only repeat: these modules know no features. Its tests wait for the engine most of the
+# time.
 test-rust: ## Tests of the Rust core, the Docker ones on the real engine
 	cargo test --locked --no-default-features
-	cargo test --locked --no-default-features --features docker,aws -- --skip asl:: --skip schedule::
+	cargo test --locked --no-default-features --features docker,aws -- --skip asl:: --skip schedule:: --test-threads 4
 
-# Pipelines start one process after the other: two at a time keep two cores busy. What is in one file stays together.
+# Pipelines start one process after the other and wait in between: three at a time keep two cores busy. What is in one file stays
+# together.
 test-python: setup base-image ## Tests of the Python side, on a real engine and real pipelines
-	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+	$(VENV)/bin/python -m pytest --numprocesses 3 --dist loadfile
 
 # Each file has a local AWS of its own: what the one leaves there is not the other's to find.
 test-aws: aws-setup ## Tests against a local AWS: Step Functions that executes, tasks in containers
-	$(VENV)/bin/python -m pytest tests/aws --numprocesses 2 --dist loadfile
+	$(VENV)/bin/python -m pytest tests/aws --numprocesses 3 --dist loadfile
 
 aws-setup: setup base-image
 	@scripts/aws-bench-setup
