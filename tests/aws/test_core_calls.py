@@ -110,7 +110,7 @@ def test_a_lost_answer_starts_nothing_twice(core: Core, bench: Bench) -> None:
 
 
 def test_an_execution_whose_start_was_never_answered_is_found(core: Core, bench: Bench) -> None:
-    machine = core.deploy(machines(core, seconds=5))["arn"]
+    machine = core.deploy(machines(core))["arn"]
     bench.lose_reply("states:StartExecution", times=100)
     name = f"unanswered-{uuid.uuid4().hex[:8]}"
     arn = core.aws.start(machine, name=name, input={"x": 1})

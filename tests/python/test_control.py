@@ -383,7 +383,7 @@ def test_a_run_is_not_begun_again_beside_what_cannot_be_removed(
     assert (tmp_path / "journal.jsonl").read_text() == "what tells of it"
 
 
-@pytest.mark.parametrize("foreign", ["/home/user", "../..", str(uuid4())])
+@pytest.mark.parametrize("foreign", ["/home/user", "../..", "00000000-0000-4000-8000-000000000000"])
 def test_an_id_that_is_not_the_runs_own_names_no_folder_and_no_container(
     monkeypatch: pytest.MonkeyPatch, foreign: str
 ) -> None:
