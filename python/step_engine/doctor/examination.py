@@ -195,6 +195,8 @@ class Examination:
     def _log_group(self) -> str | None:
         if self._target.log_group:
             return self._target.log_group
+        if not self._template:
+            return None
         configuration = self._log_configuration()
         if not configuration:
             return DEFAULT_LOG_GROUP
@@ -210,6 +212,8 @@ class Examination:
 
     def _logs(self) -> list[Finding]:
         group = self._log_group
+        if group is None and not self._template:
+            return [Finding("unknown", "Where steps log cannot be seen without the task definition.")]
         if group is None:
             driver = self._log_configuration().get("logDriver")
             return [Finding("unknown", f"Steps log with {driver}, not into CloudWatch: nobody can follow them here.")]
