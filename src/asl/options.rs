@@ -18,7 +18,7 @@ pub struct AslOptions {
     pub auto_threshold: f64,
     /// Where tokens and the stop signal are exchanged.
     pub signals: Option<SignalStore>,
-    /// A waiter looks again for its upstream after so many seconds, then after twice as many each time, should a signal have been lost.
+    /// A waiter looks again for its upstream after so many seconds, then after four times as many each time, should a signal have been lost.
     pub recheck_seconds: u64,
     /// The whole execution times out after so many seconds.
     pub timeout_seconds: Option<u64>,
@@ -43,7 +43,7 @@ impl Default for AslOptions {
             synchronization: Synchronization::Exact,
             auto_threshold: 0.02,
             signals: None,
-            recheck_seconds: 1_800,
+            recheck_seconds: 10,
             timeout_seconds: None,
             task: TaskSettings::default(),
             steps: BTreeMap::new(),
@@ -286,8 +286,10 @@ impl AslOptions {
                 format!("auto_threshold must lie between 0 and 1, got {}", self.auto_threshold),
             );
         }
-        if !(1..=super::limits::SECONDS).contains(&self.recheck_seconds) {
-            return refuse("recheck_seconds", "recheck_seconds must lie between 1 and 99999999".into());
+        // Four times as long must be an interval, too.
+        let longest = super::limits::SECONDS / 4;
+        if !(1..=longest).contains(&self.recheck_seconds) {
+            return refuse("recheck_seconds", format!("recheck_seconds must lie between 1 and {longest}"));
         }
         if self.timeout_seconds.is_some_and(|seconds| !(1..=super::limits::SECONDS).contains(&seconds)) {
             return refuse("timeout_seconds", "timeout_seconds must lie between 1 and 99999999".into());

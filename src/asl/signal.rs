@@ -10,8 +10,9 @@
 //!
 //! `over` is a fact: it holds across a redrive. A token belongs to one attempt of one waiter: its key ends with the count of redrives,
 //! so a redriven upstream never finds an old one. Should both sides pass each other (the waiter looked before `over` was put and put its token
-//! after the upstream had looked), the waiter looks again when its wait times out: after `recheck_seconds`, then after twice as long each
-//! time, so that a waiter of a week looks nine times. Nothing is ever lost; a missed signal costs at most what was waited before it and
+//! after the upstream had looked), the waiter looks again when its wait times out: after `recheck_seconds`, then after four times as long
+//! each time, so that a waiter of a week looks nine times. Branches of like duration do pass each other: a look and a put take tenths of a
+//! second. So the first interval is short. Nothing is ever lost; a missed signal costs at most three times what was waited before it and
 //! `recheck_seconds`.
 
 use super::limits::{ITEM_EVENTS, MAP_EVENTS, PLAIN_EVENTS, REQUEST_EVENTS};
@@ -152,7 +153,8 @@ impl Signals<'_> {
             State::Pass(Pass { parameters, result_path: ResultPath::At("$.w"), then: Then::Next(look_name.clone()) })
         };
         let first = interval(Template::Number(self.options.recheck_seconds.cast_signed()));
-        let longer = interval(Template::expression("States.MathAdd($.w.seconds, $.w.seconds)"));
+        let twice = "States.MathAdd($.w.seconds, $.w.seconds)";
+        let longer = interval(Template::expression(&format!("States.MathAdd({twice}, {twice})")));
         let mut states = Vec::new();
         if let Some(otherwise) = otherwise {
             let signal = |expression: &str| Template::Object(vec![("signal", Template::expression(expression))]);

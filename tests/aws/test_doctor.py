@@ -105,6 +105,26 @@ def test_any_statement_that_is_missing_is_named(
     assert [finding for finding in found if finding.status in ("missing", "optional")] == named
 
 
+def test_who_names_no_log_group_needs_the_right_to_make_one(
+    account: Account, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps then log into a group of ours, which the first task makes."""
+    ecs = bench.client("ecs")
+    template = ecs.describe_task_definition(taskDefinition=account.target.task_definition)["taskDefinition"]
+    kept = ("networkMode", "requiresCompatibilities", "cpu", "memory", "executionRoleArn", "taskRoleArn")
+    containers = [dict(each) for each in template["containerDefinitions"]]
+    for container in containers:
+        container.pop("logConfiguration", None)
+    given = {name: template[name] for name in kept}
+    ecs.register_task_definition(family="acme-silent", containerDefinitions=containers, **given)
+    become(monkeypatch, bench, account.developer())
+    with bench.enforced_policies():
+        found = wrong(dataclasses.replace(account.target, task_definition="acme-silent"))
+    (finding,) = [each for each in found if "(statement MakeLogGroup)" in each.what]
+    assert finding.status == "missing" and json.loads(finding.fix)["Action"] == ["logs:CreateLogGroup"]
+    assert any("/zenml/step-engine" in each.fix for each in found if "(statement WriteLogs)" in each.what)
+
+
 def test_a_mended_policy_is_right_again(account: Account, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     become(monkeypatch, bench, account.developer())
     whole = account.policy("states")
