@@ -154,7 +154,7 @@ impl Signals<'_> {
         };
         let first = interval(Template::Number(self.options.recheck_seconds.cast_signed()));
         let twice = "States.MathAdd($.w.seconds, $.w.seconds)";
-        let longer = interval(Template::expression(&format!("States.MathAdd({twice}, {twice})")));
+        let longer = interval(Template::expression(format!("States.MathAdd({twice}, {twice})")));
         let mut states = Vec::new();
         if let Some(otherwise) = otherwise {
             let signal = |expression: &str| Template::Object(vec![("signal", Template::expression(expression))]);
