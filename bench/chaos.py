@@ -119,7 +119,7 @@ def main() -> int:
     if left_out:
         print(left_out)
     print(f"left over: {', '.join(left) or 'nothing'}")
-    return int(bool(left) or bool(bad) or bool(left_out))
+    return int(bool(left) or bool(bad) or bool(left_out) or any(not good[fault] for fault in faults))
 
 
 class BrokenError(Exception):
@@ -197,8 +197,10 @@ class Chaos:
                 if owner.poll() is not None:
                     raise MissedError("it was over")
                 told = getattr(self, f"_{fault}")(run, owner, chance)
-            finally:
-                code = owner.wait(RUN_SECONDS)
+            except (BrokenError, MissedError):
+                owner.wait(RUN_SECONDS)
+                raise
+            code = owner.wait(RUN_SECONDS)
         resumed = 0
         while code == -signal.SIGKILL:
             resumed += 1

@@ -389,8 +389,8 @@ def _set_aside(orchestrator: StepFunctionsOrchestrator, session: AwsSession, run
     arn, config = str(run.run_metadata.get(METADATA_EXECUTION) or ""), orchestrator.config
     if not arn:
         return
-    grace = config.stop_grace_seconds
-    grace = GRACE_SECONDS if grace is None else grace
+    # A task that gets no grace needs its time to end all the same.
+    grace = max(config.stop_grace_seconds or 0, GRACE_SECONDS)
     try:
         tasks = others(config, run)
         stopped = session.stop(arn, cause="the run is resumed", grace_seconds=grace * 2, others=tasks)

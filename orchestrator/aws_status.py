@@ -85,8 +85,8 @@ def stop(
     arn = execution_of(run)
     if arn is None:
         raise RuntimeError("ZenML does not know which execution this run is; stop it in the AWS console.")
-    grace = orchestrator.config.stop_grace_seconds
-    grace = GRACE_SECONDS if grace is None else grace
+    # A task that gets no grace needs its time to end all the same.
+    grace = max(orchestrator.config.stop_grace_seconds or 0, GRACE_SECONDS)
     wait = max(STOP_SECONDS, grace * 2) if graceful else grace
     others = aws_dynamic.others(orchestrator.config, run)
     try:

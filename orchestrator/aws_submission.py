@@ -256,7 +256,8 @@ def _is_unanswered(error: BaseException) -> bool:
     from step_engine.errors import AwsError
 
     if isinstance(error, AwsError):
-        return error.code in ("NoAnswer", "Timeout")
+        # The service may have failed after it had done what it was asked for.
+        return error.code in ("NoAnswer", "Timeout") or error.code.startswith(("Internal", "Server", "ServiceUnavail"))
     return not isinstance(error, Exception)
 
 
@@ -330,18 +331,18 @@ def make_schedule(
             description=f"ZenML schedule {schedule.name}"[:512],
             **arguments,
         )
+        if schedule.catchup:
+            logger.warning("EventBridge Scheduler does not catch up on missed starts.")
+        logger.info("The schedule `%s` acts: %s", name, arguments["expression"])
+        metadata: dict[str, Any] = {METADATA_SCHEDULE: name, "schedule_arn": made["arn"]}
+        if config.schedule_group:
+            metadata[METADATA_SCHEDULE_GROUP] = config.schedule_group
+        return SubmissionResult(metadata=metadata)
     except BaseException as error:
         if _is_unanswered(error):
             _remove_unanswered(session, name, config.schedule_group)
         forget_secret(config, session, secret)
         raise
-    if schedule.catchup:
-        logger.warning("EventBridge Scheduler does not catch up on missed starts.")
-    logger.info("The schedule `%s` acts: %s", name, arguments["expression"])
-    metadata: dict[str, Any] = {METADATA_SCHEDULE: name, "schedule_arn": made["arn"]}
-    if config.schedule_group:
-        metadata[METADATA_SCHEDULE_GROUP] = config.schedule_group
-    return SubmissionResult(metadata=metadata)
 
 
 def _remove_unanswered(session: AwsSession, name: str, group: str | None) -> None:

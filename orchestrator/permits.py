@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _SINGLE = ("network", "user", "platform", "shm_size", "pull_policy")
 _RESTRICTING = ("network", "user")
+_RESTRICTING_ARGS = {"cap_drop", "network_disabled", "pids_limit", "read_only", "security_opt", "userns_mode"}
 _LISTS = ("volumes",)
 _MAPS = ("run_args", "extra_hosts")
 
@@ -90,7 +91,7 @@ class Permits:
             for field in _RESTRICTING
             if getattr(settings, field) is None and all(getattr(known, field) is not None for known in self._settings)
         ]
-        common = set.intersection(*(set(known.run_args) for known in self._settings))
+        common = _RESTRICTING_ARGS.intersection(*(known.run_args for known in self._settings))
         left_out += [f"run_args.{name}" for name in sorted(common - set(settings.run_args))]
         if left_out:
             raise RefusedError(

@@ -26,8 +26,9 @@ pub const CAUSE_CHARACTERS: usize = 32_768;
 pub const SECONDS: u64 = 99_999_999;
 /// Seconds of the longest execution. Quotas: 1 year.
 pub const EXECUTION_SECONDS: u64 = 31_536_000;
-// A waiter doubles its interval when it times out. One that times out is no longer than an execution, so the doubled one is allowed.
-const _: () = assert!(2 * EXECUTION_SECONDS <= SECONDS);
+// A waiter's intervals grow by four. One that times out is, with the two before it (a quarter and a sixteenth), no longer than an
+// execution, so the next one is allowed; those of the first two are, since `recheck_seconds` is no more than a sixteenth of the most.
+const _: () = assert!(4 * (EXECUTION_SECONDS * 16 / 21) <= SECONDS);
 /// Seconds of the largest `MaxDelaySeconds`. Amazon States Language specification: below 31,622,401.
 pub const MAX_DELAY_SECONDS: u64 = 31_622_400;
 /// `Parallel` states inside each other in one definition. AWS names no number, it only refuses with

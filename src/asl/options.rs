@@ -286,8 +286,8 @@ impl AslOptions {
                 format!("auto_threshold must lie between 0 and 1, got {}", self.auto_threshold),
             );
         }
-        // Four times as long must be an interval, too.
-        let longest = super::limits::SECONDS / 4;
+        // The next two are four and sixteen times as long.
+        let longest = super::limits::SECONDS / 16;
         if !(1..=longest).contains(&self.recheck_seconds) {
             return refuse("recheck_seconds", format!("recheck_seconds must lie between 1 and {longest}"));
         }

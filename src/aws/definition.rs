@@ -135,7 +135,11 @@ pub fn derive(described: &Value, overlay: &Overlay) -> Result<Derived, PlanError
         && let Some(places) = request.get_mut("requiresCompatibilities").and_then(Value::as_array_mut)
         && !places.is_empty()
     {
-        *places = vec![place.clone().into()];
+        // Other places, such as managed instances, are the template's to know.
+        places.retain(|listed| listed == "FARGATE" && place == "FARGATE" || listed != "FARGATE" && place != "FARGATE");
+        if places.is_empty() {
+            places.push(place.clone().into());
+        }
     }
 
     let network_mode = text(&request, "networkMode").unwrap_or_default().to_owned();
@@ -353,6 +357,8 @@ mod tests {
             assert_eq!(places(&both, "EC2"), Some(json!(["EC2"])));
             assert_eq!(places(&both, "FARGATE"), Some(json!(["FARGATE"])));
         }
+        both["taskDefinition"]["requiresCompatibilities"] = json!(["MANAGED_INSTANCES"]);
+        assert_eq!(places(&both, "EC2"), Some(json!(["MANAGED_INSTANCES"])), "behind a capacity provider");
     }
 
     #[test]

@@ -63,10 +63,9 @@ impl Session {
     /// # Errors
     /// [`AwsError`]: it was refused.
     pub async fn change_schedule(&self, schedule: &Schedule) -> Result<String, AwsError> {
-        // A start that is over means nothing, and may be refused.
         #[expect(clippy::disallowed_methods, reason = "starts are moments of the calendar")]
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let start = schedule.start_at_unix_seconds.filter(|start| *start > now);
+        let start = schedule.start_at_unix_seconds.and_then(|start| next_start(&schedule.expression, start, now));
         let (arn, _) =
             self.write_schedule(&Schedule { start_at_unix_seconds: start, ..schedule.clone() }, false).await?;
         Ok(arn)
@@ -185,6 +184,23 @@ impl Session {
     }
 }
 
+/// A start that is not over: one that is may be refused. With an interval it says when in each the schedule acts, so it moves on
+/// by whole ones; otherwise it means nothing any more.
+fn next_start(expression: &str, start: f64, now: f64) -> Option<f64> {
+    if start > now {
+        return Some(start);
+    }
+    let (count, unit) = expression.strip_prefix("rate(")?.strip_suffix(')')?.split_once(' ')?;
+    let unit = match unit.trim_end_matches('s') {
+        "minute" => 60.0,
+        "hour" => 3_600.0,
+        "day" => 86_400.0,
+        _ => return None,
+    };
+    let interval = count.parse::<u32>().ok().filter(|count| *count > 0).map(f64::from)? * unit;
+    Some(start + (((now - start) / interval).floor() + 1.0) * interval)
+}
+
 fn parts(schedule: &Schedule) -> Result<(Target, FlexibleTimeWindow), BuildError> {
     let target = Target::builder()
         .arn(&schedule.state_machine_arn)
@@ -203,4 +219,19 @@ fn parts(schedule: &Schedule) -> Result<(Target, FlexibleTimeWindow), BuildError
         .set_maximum_window_in_minutes(schedule.flexible_minutes.map(i32::from))
         .build()?;
     Ok((target, window))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_that_is_over_moves_on_by_whole_intervals() {
+        assert_eq!(next_start("cron(0 8 * * ? *)", 1_000.0, 999.0), Some(1_000.0));
+        assert_eq!(next_start("cron(0 8 * * ? *)", 1_000.0, 1_000.0), None);
+        assert_eq!(next_start("rate(2 days)", 0.0, 86_400.0 * 5.5), Some(86_400.0 * 6.0));
+        assert_eq!(next_start("rate(1 hour)", 100.0, 100.0), Some(3_700.0));
+        assert_eq!(next_start("rate(5 minutes)", 30.0, 29.0), Some(30.0));
+        assert_eq!(next_start("rate(0 days)", 0.0, 1.0), None);
+    }
 }

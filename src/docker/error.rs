@@ -103,11 +103,6 @@ impl DockerError {
         }
     }
 
-    pub(super) fn unkillable(container: &str) -> Self {
-        let operation = format!("end container {container}");
-        Self::Refused { operation, status: 409, message: "it does not end, even by SIGKILL".to_owned() }
-    }
-
     pub(super) fn spec(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self::InvalidSpec { field: field.into(), message: message.into() }
     }

@@ -199,8 +199,8 @@ fn id_of(status: &ContainerStatus, begun: &Begun) -> (String, u32) {
 }
 
 /// Waits until a worker has ended, or runs a step that is wanted: the copy that tells is a little later than the worker, and
-/// the end of another step may not be in it yet. One that takes too long is killed. An error when the engine says neither, or
-/// when it does not end even then.
+/// the end of another step may not be in it yet. One that takes too long is killed; what does not end even then
+/// counts as one that has nothing to tell. An error when the engine says neither.
 async fn settled(
     engine: &Engine,
     status: ContainerStatus,
@@ -245,7 +245,8 @@ async fn settled(
             }
         }
         if now >= deadline + KILL_PATIENCE {
-            return Err(DockerError::unkillable(&container.name));
+            // It serves nobody who is wanted, and reads nothing any more. It is named as one that stays.
+            return Ok(Known { status, story: Story::default() });
         }
         if now >= deadline {
             // It reads no go that was not written; its end makes sure that it does not read one that was.

@@ -540,6 +540,8 @@ def test_what_restricts_everything_restricts_every_step(left_out: set[str], fiel
     permits = Permits(RESTRICTED, ["image:1"])
     asked = {"network": "none", "user": "1000", "run_args": {"cap_drop": ["ALL"]}}
     permits.check("train", settings(**asked), "image:1")
+    # What restricts nothing need not be there.
+    Permits([settings(run_args={"hostname": "h"})], ["image:1"]).check("train", settings(), "image:1")
     with pytest.raises(RefusedError, match=f"step 'train' leaves out `{field}`"):
         permits.check("train", settings(**{name: asked[name] for name in asked.keys() - left_out}), "image:1")
 

@@ -278,8 +278,12 @@ def _stop_through_owner(directory: Path, options: argparse.Namespace) -> int:
     kill_at = math.inf if options.force or options.grace_seconds is None else time.monotonic() + options.grace_seconds
     while owner_lives(directory):
         if time.monotonic() > kill_at:
-            order, kill_at = "kill", math.inf
-            give(order)
+            kill_at = math.inf
+            # An owner whose run is over only tells ZenML of it, which takes the time that ZenML needs.
+            told = Run.read(directory)
+            if told is None or told.record["summary"] is None:
+                order = "kill"
+                give(order)
         if (owner := owner_of(directory)) != asked:
             # Somebody goes on with the run, and takes no order that was meant for another.
             asked = owner

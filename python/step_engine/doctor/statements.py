@@ -1,4 +1,7 @@
-"""Which statements the policies of the roles and of the client need. `infra/aws/step-engine.yaml` has the same ones."""
+"""Which statements the policies of the roles and of the client need.
+
+`infra/aws/step-engine.yaml` has the same ones, except the right to make a log group: it makes one itself.
+"""
 
 from __future__ import annotations
 

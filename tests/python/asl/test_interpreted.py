@@ -62,7 +62,7 @@ def test_the_n_graph_in_every_order_of_arrival(mode: str, seconds: dict[str, flo
 @pytest.mark.parametrize("mode", MODES)
 def test_a_waiter_looks_again_ever_less_often(mode: str) -> None:
     # `d` waits for `a` from the beginning: it looks at 0, 1 and 5 seconds, and would at 21 were it not told before.
-    run = execute(compiled(N, mode, recheck_seconds=1), {"a": 5.5})
+    run = execute(compiled(N, mode, recheck_seconds=1), {"a": 12})
     assert (run.status, set(run.started)) == ("SUCCEEDED", set(N)), run.cause
     keeps_order(N, run)
     entered = [event["stateEnteredEventDetails"]["name"] for event in run.events if "stateEnteredEventDetails" in event]

@@ -90,7 +90,7 @@ fn never_more_than_allowed_run_at_once() {
     in_threads(cases(), |seed| {
         let case = limited(seed);
         let places = case.max_parallelism.expect("a limit") as usize;
-        let compiled = compiled(&case, None, 24_999_999);
+        let compiled = compiled(&case, None, 6_249_999);
         for machine in definitions(&compiled).values() {
             structure::check(machine);
         }
@@ -159,7 +159,7 @@ fn lanes_are_about_as_good_as_a_list_schedule() {
             case.fails.clear();
             case.retries.clear();
             let places = case.max_parallelism.expect("a limit") as usize;
-            let compiled = compiled(&case, None, 24_999_999);
+            let compiled = compiled(&case, None, 6_249_999);
             if compiled.report.width.is_some_and(|width| width <= places) {
                 return;
             }
@@ -260,12 +260,12 @@ fn a_row_behind_a_barrier_is_skipped_for_its_own_upstreams_only() {
     for limit in [None, Some(3), Some(2)] {
         for fails in [&[2][..], &[2, 5], &[5], &[6], &[2, 3]] {
             let case = barriers(&dag, fails, limit);
-            let ran = run(&case, &compiled(&case, None, 24_999_999), None);
+            let ran = run(&case, &compiled(&case, None, 6_249_999), None);
             check(&case, &ran, true);
         }
     }
     let case = barriers(&dag, &[2], None);
-    let compiled = compiled(&case, None, 24_999_999);
+    let compiled = compiled(&case, None, 6_249_999);
     let definition = definitions(&compiled)[&super::root_arn(&compiled)].to_string();
     assert!(definition.contains("add to what was before"), "the row of a barrier and 8 is behind a barrier");
 }
@@ -281,7 +281,7 @@ fn payloads_do_not_grow_with_the_number_of_barriers() {
     let fails: Vec<usize> = (3 * length..3 * length + loose).collect();
     for limit in [None, Some(2)] {
         let case = barriers(&braid, &fails, limit);
-        check(&case, &run(&case, &compiled(&case, None, 24_999_999), None), true);
+        check(&case, &run(&case, &compiled(&case, None, 6_249_999), None), true);
     }
 }
 
@@ -297,7 +297,7 @@ fn wide_forks_and_joins_compile_beside_something_else() {
         case.milliseconds = dag.iter().map(|_| random.range(1_000, 100_000) as u64).collect();
         for way in WAYS {
             case.way = way;
-            let compiled = compiled(&case, None, 24_999_999);
+            let compiled = compiled(&case, None, 6_249_999);
             let ran = run(&case, &compiled, None);
             assert!(ran.most <= 8, "{way:?}: {}", ran.most);
             check(&case, &ran, true);

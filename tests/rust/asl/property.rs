@@ -280,7 +280,7 @@ fn random_dags_keep_order_makespan_and_mode() {
     in_threads(cases(), |seed| {
         let case = case(seed);
         // No second look, so that transitions are those of the report.
-        let compiled = compiled(&case, None, 24_999_999);
+        let compiled = compiled(&case, None, 6_249_999);
         for machine in definitions(&compiled).values() {
             structure::check(machine);
         }
