@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bollard::query_parameters::LogsOptionsBuilder;
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use step_engine::docker::{ConnectOptions, ContainerSpec, DockerExecutor, Engine, RunIdentity, sweep};
 use step_engine::event::{AttemptDetails, Outcome, RunStatus, RunSummary};
@@ -111,6 +113,28 @@ async fn until_running(fixture: &Fixture, count: usize) {
         }
     };
     tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("so many containers run");
+}
+
+/// Waits until the engine's copy has the end of a step of the run's only worker on standard error. The engine reads the two at paces of
+/// their own, and with a greatest size what comes late takes the place of what was there.
+async fn until_copied(fixture: &Fixture) {
+    let docker = bollard::Docker::connect_with_defaults().unwrap();
+    let id = sweep::list(&fixture.engine, &fixture.run_id).await.unwrap().remove(0).id;
+    let waiting = async {
+        loop {
+            let options = LogsOptionsBuilder::new().stderr(true).build();
+            let mut copy = docker.logs(&id, Some(options));
+            let mut text = String::new();
+            while let Some(Ok(piece)) = copy.next().await {
+                text.push_str(&String::from_utf8_lossy(&piece.into_bytes()));
+            }
+            if text.contains("\"event\": \"done\"") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("the copy has the end");
 }
 
 #[tokio::test]
@@ -277,6 +301,7 @@ async fn a_step_in_a_worker_is_found_in_a_copy_that_lost_its_beginning() {
     }
     let owner = Owner::new(&fixture, &containers).await;
     owner.launch(spec(0, "both 2000")).until_settled().await;
+    until_copied(&fixture).await;
     owner.launch(spec(1, "sleep 4000")).until_ready().await;
     let heir = heir(owner.die(), &["sleep 4000"]).await;
     let (outcome, memory) = adopt(&heir, 1, "sleep 4000").await;
