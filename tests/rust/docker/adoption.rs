@@ -115,23 +115,26 @@ async fn until_running(fixture: &Fixture, count: usize) {
     tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("so many containers run");
 }
 
-/// Waits until the engine's copy has the end of a step of the run's only worker on standard error. The engine reads the two at paces of
-/// their own, and with a greatest size what comes late takes the place of what was there.
+/// Waits until the engine's copy of the run's only worker has the end of a step and stays as it is. The engine reads the two outputs at
+/// paces of their own, and with a greatest size what comes late takes the place of what was there.
 async fn until_copied(fixture: &Fixture) {
     let docker = bollard::Docker::connect_with_defaults().unwrap();
     let id = sweep::list(&fixture.engine, &fixture.run_id).await.unwrap().remove(0).id;
     let waiting = async {
+        let mut before = String::new();
         loop {
-            let options = LogsOptionsBuilder::new().stderr(true).build();
+            let options = LogsOptionsBuilder::new().stdout(true).stderr(true).build();
             let mut copy = docker.logs(&id, Some(options));
             let mut text = String::new();
             while let Some(Ok(piece)) = copy.next().await {
                 text.push_str(&String::from_utf8_lossy(&piece.into_bytes()));
             }
-            if text.contains("\"event\": \"done\"") {
+            let last = text.lines().last().unwrap_or_default();
+            if text == before && last.contains("\"event\": \"done\"") {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            before = text;
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("the copy has the end");
