@@ -380,6 +380,18 @@ def submit(
     )
 
 
+def seconds_to_end(config: StepFunctionsOrchestratorConfig) -> float:
+    """Says how long tasks that are stopped are waited for.
+
+    Args:
+        config: The component's config.
+
+    Returns:
+        Their grace; at least what ECS leaves them, for one that gets no grace needs its time to end all the same.
+    """
+    return max(config.stop_grace_seconds or 0, GRACE_SECONDS)
+
+
 def _set_aside(orchestrator: StepFunctionsOrchestrator, session: AwsSession, run: PipelineRunResponse) -> None:
     """Two orchestrations of a run must not be, and what a dead one left has nobody to ask."""
     from step_engine.errors import AwsError
@@ -389,8 +401,7 @@ def _set_aside(orchestrator: StepFunctionsOrchestrator, session: AwsSession, run
     arn, config = str(run.run_metadata.get(METADATA_EXECUTION) or ""), orchestrator.config
     if not arn:
         return
-    # A task that gets no grace needs its time to end all the same.
-    grace = max(config.stop_grace_seconds or 0, GRACE_SECONDS)
+    grace = seconds_to_end(config)
     try:
         tasks = others(config, run)
         stopped = session.stop(arn, cause="the run is resumed", grace_seconds=grace * 2, others=tasks)

@@ -9,7 +9,6 @@ from zenml.enums import ExecutionStatus
 from zenml.logger import get_logger
 
 from orchestrator import aws_dynamic, aws_secrets
-from orchestrator.aws_dynamic import GRACE_SECONDS
 from orchestrator.aws_submission import forget_secret
 from orchestrator.dynamic_publishing import DynamicRunPublisher
 from orchestrator.names import METADATA_EXECUTION
@@ -85,8 +84,7 @@ def stop(
     arn = execution_of(run)
     if arn is None:
         raise RuntimeError("ZenML does not know which execution this run is; stop it in the AWS console.")
-    # A task that gets no grace needs its time to end all the same.
-    grace = max(orchestrator.config.stop_grace_seconds or 0, GRACE_SECONDS)
+    grace = aws_dynamic.seconds_to_end(orchestrator.config)
     wait = max(STOP_SECONDS, grace * 2) if graceful else grace
     others = aws_dynamic.others(orchestrator.config, run)
     try:

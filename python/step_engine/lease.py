@@ -159,8 +159,7 @@ def refuse_living(run_directory: str | os.PathLike[str]) -> None:
         RunOwnedError: Its owner lives.
     """
     if owner_lives(run_directory):
-        with (Path(run_directory) / FILE_NAME).open("r") as file:
-            raise _owned(Path(run_directory), _read(file))
+        raise _owned(Path(run_directory), owner_of(run_directory))
 
 
 def last_beat(run_directory: str | os.PathLike[str]) -> float | None:

@@ -7,6 +7,8 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::{self, ProvideCredentials, future};
 use serde::Deserialize;
 
+use super::unix_seconds;
+
 /// An access key, temporary or not.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -52,9 +54,7 @@ impl Pushed {
     /// Seconds until the keys end, negative afterwards.
     pub(super) fn expire_in_seconds(&self) -> Option<f64> {
         let end = self.0.read().unwrap_or_else(PoisonError::into_inner).expires_at_unix_seconds?;
-        #[expect(clippy::disallowed_methods, reason = "keys end by the calendar")]
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        Some(end - now)
+        Some(end - unix_seconds())
     }
 }
 

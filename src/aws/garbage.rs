@@ -1,7 +1,7 @@
 //! Takes away machines and task definitions that nothing uses any more. Only what was made here, known by its tags.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use aws_sdk_ecs::types::TaskDefinitionFamilyStatus;
 use aws_sdk_sfn::types::ExecutionStatus;
@@ -10,6 +10,7 @@ use super::definition::{MARK, TEMPLATE_TAG};
 use super::error::AwsError;
 use super::machines::{MACHINE_TAG, PIPELINE_TAG};
 use super::session::Session;
+use super::unix_seconds;
 
 /// What stays.
 #[derive(Debug, Clone, Copy)]
@@ -32,11 +33,6 @@ fn old(mut candidates: Vec<Candidate>, keep: Keep, now: f64) -> Vec<String> {
     candidates.sort_by(|one, other| other.created_at.total_cmp(&one.created_at));
     let old = candidates.into_iter().skip(keep.newest);
     old.filter(|each| now - each.created_at >= keep.min_age.as_secs_f64()).map(|each| each.arn).collect()
-}
-
-fn now() -> f64 {
-    #[expect(clippy::disallowed_methods, reason = "ages are counted by the calendar")]
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 impl Session {
@@ -63,7 +59,7 @@ impl Session {
                 _ => others.push(machine.arn),
             }
         }
-        let old_roots = old(roots.clone(), keep, now());
+        let old_roots = old(roots.clone(), keep, unix_seconds());
         let scheduled = if old_roots.is_empty() { Vec::new() } else { self.scheduled_machines().await? };
         let mut deleted = Vec::new();
         for arn in old_roots {
@@ -83,7 +79,7 @@ impl Session {
             used.push_str(&self.definition_of(arn).await?.unwrap_or_default());
         }
         // A machine inside may be started by another one inside that goes now; the next time takes it, too.
-        for arn in old(nested, Keep { newest: 0, ..keep }, now()) {
+        for arn in old(nested, Keep { newest: 0, ..keep }, unix_seconds()) {
             if !used.contains(&format!("\"{arn}\"")) && !self.has_running(&arn).await? {
                 self.delete_machine(&arn).await?;
                 deleted.push(arn);
@@ -114,7 +110,7 @@ impl Session {
                 candidates.push(Candidate { arn, created_at: at.as_secs_f64() });
             }
         }
-        let old = old(candidates, keep, now());
+        let old = old(candidates, keep, unix_seconds());
         if old.is_empty() {
             return Ok(old);
         }

@@ -42,3 +42,11 @@ pub use secrets::{Backend, Secret};
 pub use session::{Identity, Session, SessionOptions};
 pub use tasks::{EnsureError, Ensured, StartedBy};
 pub use watch::{Watch, watch};
+
+/// The time by the calendar: by it keys end, things are old, and schedules begin.
+fn unix_seconds() -> f64 {
+    use std::time::{SystemTime, UNIX_EPOCH};
+
+    #[expect(clippy::disallowed_methods, reason = "AWS counts by the calendar")]
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}

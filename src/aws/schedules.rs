@@ -1,7 +1,5 @@
 //! Schedules of EventBridge Scheduler that start executions.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use aws_sdk_scheduler::types::{
     ActionAfterCompletion as After, FlexibleTimeWindow, FlexibleTimeWindowMode, RetryPolicy, ScheduleState, Target,
 };
@@ -12,6 +10,7 @@ use serde_json::Value;
 
 use super::error::AwsError;
 use super::session::Session;
+use super::unix_seconds;
 
 /// A start that is refused is tried again for so long.
 const START_AGE_SECONDS: i32 = 900;
@@ -63,9 +62,8 @@ impl Session {
     /// # Errors
     /// [`AwsError`]: it was refused.
     pub async fn change_schedule(&self, schedule: &Schedule) -> Result<String, AwsError> {
-        #[expect(clippy::disallowed_methods, reason = "starts are moments of the calendar")]
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let start = schedule.start_at_unix_seconds.and_then(|start| next_start(&schedule.expression, start, now));
+        let next = |start| next_start(&schedule.expression, start, unix_seconds());
+        let start = schedule.start_at_unix_seconds.and_then(next);
         let (arn, _) =
             self.write_schedule(&Schedule { start_at_unix_seconds: start, ..schedule.clone() }, false).await?;
         Ok(arn)
